@@ -1,0 +1,236 @@
+// Package dtype names the element types that checkpoints store and converts
+// between them and float32.
+//
+// Names are those of the safetensors format. Bytes are little-endian, as every
+// format that fettle reads or writes stores them.
+package dtype
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/x448/float16"
+)
+
+// DType is the type of a tensor's elements.
+type DType uint8
+
+// The element types, in the order of the table below.
+const (
+	Invalid DType = iota
+	F64
+	F32
+	F16
+	BF16
+	F8E4M3
+	F8E5M2
+	F8E8M0
+	I64
+	I32
+	I16
+	I8
+	U64
+	U32
+	U16
+	U8
+	Bool
+	C64
+)
+
+var table = [...]struct {
+	name string
+	size int
+}{
+	Invalid: {"INVALID", 0},
+	F64:     {"F64", 8}, F32: {"F32", 4}, F16: {"F16", 2}, BF16: {"BF16", 2},
+	F8E4M3: {"F8_E4M3", 1}, F8E5M2: {"F8_E5M2", 1}, F8E8M0: {"F8_E8M0", 1},
+	I64: {"I64", 8}, I32: {"I32", 4}, I16: {"I16", 2}, I8: {"I8", 1},
+	U64: {"U64", 8}, U32: {"U32", 4}, U16: {"U16", 2}, U8: {"U8", 1},
+	Bool: {"BOOL", 1}, C64: {"C64", 8},
+}
+
+// Parse returns the type with the given safetensors name.
+func Parse(name string) (DType, error) {
+	for d := F64; int(d) < len(table); d++ {
+		if table[d].name == name {
+			return d, nil
+		}
+	}
+	return Invalid, fmt.Errorf("unknown dtype %q", name)
+}
+
+// String returns the safetensors name.
+func (d DType) String() string {
+	if int(d) < len(table) {
+		return table[d].name
+	}
+	return fmt.Sprintf("DType(%d)", uint8(d))
+}
+
+// Size returns the bytes of one element, 0 for an invalid type.
+func (d DType) Size() int {
+	if int(d) < len(table) {
+		return table[d].size
+	}
+	return 0
+}
+
+// IsFloat reports whether the type is a real floating-point type.
+func (d DType) IsFloat() bool { return d >= F64 && d <= F8E8M0 }
+
+// ToFloat32 converts len(dst) elements of type d at the start of src.
+// Integers beyond 2^24 and F64 values round to the nearest float32.
+// It fails when src is too short or the type has no float32 value (C64).
+func (d DType) ToFloat32(dst []float32, src []byte) error {
+	if len(src) < len(dst)*d.Size() {
+		return fmt.Errorf("dtype: %d bytes hold fewer than %d elements of %s", len(src), len(dst), d)
+	}
+	le := binary.LittleEndian
+	switch d {
+	case F64:
+		for i := range dst {
+			dst[i] = float32(math.Float64frombits(le.Uint64(src[8*i:])))
+		}
+	case F32:
+		for i := range dst {
+			dst[i] = math.Float32frombits(le.Uint32(src[4*i:]))
+		}
+	case F16:
+		for i := range dst {
+			dst[i] = float16.Frombits(le.Uint16(src[2*i:])).Float32()
+		}
+	case BF16:
+		for i := range dst {
+			dst[i] = math.Float32frombits(uint32(le.Uint16(src[2*i:])) << 16)
+		}
+	case F8E4M3:
+		for i := range dst {
+			dst[i] = f8ToFloat32(src[i], 4, 7, true)
+		}
+	case F8E5M2:
+		for i := range dst {
+			dst[i] = f8ToFloat32(src[i], 5, 15, false)
+		}
+	case F8E8M0:
+		for i := range dst {
+			if src[i] == 255 {
+				dst[i] = float32(math.NaN())
+			} else {
+				dst[i] = float32(math.Ldexp(1, int(src[i])-127))
+			}
+		}
+	case I64:
+		for i := range dst {
+			dst[i] = float32(int64(le.Uint64(src[8*i:])))
+		}
+	case I32:
+		for i := range dst {
+			dst[i] = float32(int32(le.Uint32(src[4*i:])))
+		}
+	case I16:
+		for i := range dst {
+			dst[i] = float32(int16(le.Uint16(src[2*i:])))
+		}
+	case I8:
+		for i := range dst {
+			dst[i] = float32(int8(src[i]))
+		}
+	case U64:
+		for i := range dst {
+			dst[i] = float32(le.Uint64(src[8*i:]))
+		}
+	case U32:
+		for i := range dst {
+			dst[i] = float32(le.Uint32(src[4*i:]))
+		}
+	case U16:
+		for i := range dst {
+			dst[i] = float32(le.Uint16(src[2*i:]))
+		}
+	case U8, Bool:
+		for i := range dst {
+			dst[i] = float32(src[i])
+		}
+	default:
+		return fmt.Errorf("dtype: %s has no float32 value", d)
+	}
+	return nil
+}
+
+// FromFloat32 writes src as type d to dst, rounding half to even. F64, F32,
+// F16 and BF16 are the types that fettle writes from computed values; others
+// are an error, as is a dst that is too short.
+func (d DType) FromFloat32(dst []byte, src []float32) error {
+	if len(dst) < len(src)*d.Size() {
+		return fmt.Errorf("dtype: %d bytes cannot hold %d elements of %s", len(dst), len(src), d)
+	}
+	le := binary.LittleEndian
+	switch d {
+	case F64:
+		for i, v := range src {
+			le.PutUint64(dst[8*i:], math.Float64bits(float64(v)))
+		}
+	case F32:
+		for i, v := range src {
+			le.PutUint32(dst[4*i:], math.Float32bits(v))
+		}
+	case F16:
+		for i, v := range src {
+			le.PutUint16(dst[2*i:], float16.Fromfloat32(v).Bits())
+		}
+	case BF16:
+		for i, v := range src {
+			le.PutUint16(dst[2*i:], bfloat16(v))
+		}
+	default:
+		return fmt.Errorf("dtype: cannot write float32 values as %s", d)
+	}
+	return nil
+}
+
+// Round returns v as it reads back after being stored as d.
+func (d DType) Round(v float32) float32 {
+	switch d {
+	case F16:
+		return float16.Fromfloat32(v).Float32()
+	case BF16:
+		return math.Float32frombits(uint32(bfloat16(v)) << 16)
+	default:
+		return v
+	}
+}
+
+func bfloat16(v float32) uint16 {
+	b := math.Float32bits(v)
+	if v != v {
+		return uint16(b>>16) | 0x40 // keep a NaN a NaN when its low bits go
+	}
+	b += 0x7fff + b>>16&1
+	return uint16(b >> 16)
+}
+
+// f8ToFloat32 decodes an 8-bit float with expBits exponent bits and the given
+// bias. finite marks the E4M3FN variant, which has no infinities.
+func f8ToFloat32(b byte, expBits, bias int, finite bool) float32 {
+	manBits := 7 - expBits
+	exp := int(b>>manBits) & (1<<expBits - 1)
+	man := int(b) & (1<<manBits - 1)
+	var v float64
+	switch top := 1<<expBits - 1; {
+	case exp == top && finite && man == 1<<manBits-1:
+		v = math.NaN()
+	case exp == top && !finite && man == 0:
+		v = math.Inf(1)
+	case exp == top && !finite:
+		v = math.NaN()
+	case exp == 0:
+		v = math.Ldexp(float64(man), 1-bias-manBits)
+	default:
+		v = math.Ldexp(float64(man+1<<manBits), exp-bias-manBits)
+	}
+	if b&0x80 != 0 {
+		v = -v
+	}
+	return float32(v)
+}

@@ -1,0 +1,166 @@
+// Package layer defines the data that travels through fettle: the second
+// moments of what a layer reads, the problem of compressing it, and the
+// solution. It knows neither how moments are measured nor how a solution is
+// found, and it holds the one encoding of each on disk.
+//
+// Notation, here and everywhere in fettle: W (out×in) is a layer's weight, one
+// row per output. X holds the layer's inputs in the original model and X̃ in
+// the partly compressed one, one row per sample, token or image patch.
+//
+//	H = X̃ᵀX̃    G = X̃ᵀX (rows index X̃'s features, columns X's)
+//
+// The error of a candidate Ŵ for row w, with target energy e = ‖Xw‖², is
+//
+//	‖Xw − X̃ŵ‖² = e − 2·ŵᵀGw + ŵᵀHŵ
+//
+// so it follows from the moments alone.
+package layer
+
+import (
+	"fmt"
+
+	"gonum.org/v1/gonum/blas/blas32"
+	"gonum.org/v1/gonum/blas/blas64"
+
+	"github.com/fettle-dev/fettle/internal/dtype"
+)
+
+// Kind says what a layer does with its weight.
+type Kind string
+
+// The kinds of layers.
+const (
+	Linear Kind = "linear"
+	Conv2D Kind = "conv2d"
+)
+
+// Moments are the second moments of a value of the graph as a layer reads it:
+// of its rows, or of its image patches. Layers that read the same value in the
+// same way share them. They are sums, not means.
+type Moments struct {
+	Rows   int64 // rows summed: samples, tokens or patches
+	Groups int   // a convolution's groups, else 1
+	Inputs int   // inputs of one group: a row's length
+
+	// H and G hold one Inputs×Inputs matrix per group. G is nil when the two
+	// streams are the same here, and then equals H.
+	H, G []blas64.General
+
+	// SumX and SumXt are Σx and Σx̃, Groups·Inputs long, group after group.
+	SumX, SumXt []float64
+}
+
+// Cross returns G of a group: H itself where the streams are the same.
+func (m *Moments) Cross(group int) blas64.General {
+	if m.G == nil {
+		return m.H[group]
+	}
+	return m.G[group]
+}
+
+// Problem is one layer to compress, with all that a method needs to know.
+// Solving it is a pure function of its content and the method's options.
+type Problem struct {
+	Layer  string // the layer's name, which also seeds its random numbers
+	Kind   Kind
+	Shape  []int // the weight's shape as stored
+	Groups int   // a convolution's groups, else 1
+
+	// Weight is out×in, where in counts the inputs of one group. Rows of group
+	// g are rows g·out/Groups … (g+1)·out/Groups−1.
+	Weight blas32.General
+
+	// ScaleType is the type that scales are stored in.
+	ScaleType dtype.DType
+
+	// Moments is nil for methods that need no data.
+	Moments *Moments
+
+	// Energy is ‖Xwᵢ‖² for each output i; nil without moments.
+	Energy []float64
+}
+
+// Group returns the group that an output row belongs to.
+func (p *Problem) Group(row int) int { return row / (p.Weight.Rows / p.Groups) }
+
+// GroupRows returns the rows [from, to) of a group.
+func (p *Problem) GroupRows(group int) (from, to int) {
+	n := p.Weight.Rows / p.Groups
+	return group * n, (group + 1) * n
+}
+
+// Check reports the first thing that makes the problem ill-formed.
+func (p *Problem) Check() error {
+	w := p.Weight
+	switch {
+	case p.Groups < 1 || w.Rows < 1 || w.Cols < 1 || w.Rows%p.Groups != 0:
+		return fmt.Errorf("layer %s: %d×%d weight in %d groups", p.Layer, w.Rows, w.Cols, p.Groups)
+	case w.Stride < w.Cols || len(w.Data) < (w.Rows-1)*w.Stride+w.Cols:
+		return fmt.Errorf("layer %s: %d values with stride %d do not hold %d×%d", p.Layer, len(w.Data), w.Stride, w.Rows, w.Cols)
+	case p.Moments == nil:
+		return nil
+	case p.Moments.Inputs != w.Cols || p.Moments.Groups != p.Groups:
+		return fmt.Errorf("layer %s: moments of %d groups × %d inputs for a weight of %d groups × %d inputs",
+			p.Layer, p.Moments.Groups, p.Moments.Inputs, p.Groups, w.Cols)
+	case len(p.Energy) != w.Rows:
+		return fmt.Errorf("layer %s: %d target energies for %d outputs", p.Layer, len(p.Energy), w.Rows)
+	}
+	return nil
+}
+
+// Solution is a compressed layer: codes on a grid, with what is known of the
+// error that they cause.
+type Solution struct {
+	Layer  string
+	Method string // as asked for, e.g. "adaround"
+	Rows   int
+	Cols   int
+
+	Grid  Grid
+	Codes []int8 // Rows×Cols, row-major, each within Grid.Range
+
+	// Bias is added to the layer's outputs, one value per row; nil for none.
+	Bias []float64
+
+	Errors    Errors
+	Fallbacks []Fallback
+}
+
+// Errors are sums over the calibration rows, all outputs together, in the true
+// moments (no damping). They are zero for a method that was given no moments.
+type Errors struct {
+	Energy  float64 // ‖XWᵀ‖²
+	Solved  float64 // ‖XWᵀ − X̃Ŵᵀ‖² of this solution, without Bias
+	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape
+	Soft    float64 // AdaRound: of the relaxed weights before they were rounded; else 0
+	Damping float64 // the λ that was added to H's diagonal, relative to its mean
+}
+
+// Relative returns Solved/Energy, or 0 where no energy was measured.
+func (e Errors) Relative() float64 { return ratio(e.Solved, e.Energy) }
+
+// NearestRelative returns Nearest/Energy, or 0 where no energy was measured.
+func (e Errors) NearestRelative() float64 { return ratio(e.Nearest, e.Energy) }
+
+func ratio(a, b float64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return a / b
+}
+
+// Fallback says where a layer did not get what was asked for.
+type Fallback struct {
+	Asked  string `json:"asked"`
+	Got    string `json:"got"`
+	Reason string `json:"reason"`
+}
+
+// Weight writes the rebuilt weight Ŵ, Rows×Cols row-major, to dst: the values
+// that every reader of the written codes computes, scale·(code − zero point)
+// in float32.
+func (s *Solution) Weight(dst []float32) {
+	for r := range s.Rows {
+		s.Grid.Dequantize(dst[r*s.Cols:][:s.Cols], s.Codes[r*s.Cols:][:s.Cols], r)
+	}
+}

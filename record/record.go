@@ -1,0 +1,220 @@
+// Package record is everything that a run of fettle did and measured, as
+// versioned JSON. It knows nothing of who reads it: reports, gates, and other
+// people's scripts.
+//
+// Sizes are bytes of real files; ratios are to the source file. The manifest
+// holds what must not depend on workers or machines, so timings, paths and
+// versions stand here and never there.
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Version is the version of the record's layout. It grows when a field changes
+// its meaning or goes; new fields leave it as it is.
+const Version = 1
+
+// The names of the files in an output folder.
+const (
+	FileName     = "record.json"
+	ManifestName = "manifest.json"
+	ReportName   = "report.html"
+)
+
+// Run is the record of one compression.
+type Run struct {
+	Version    int         `json:"version"`
+	Tool       Tool        `json:"tool"`
+	Started    time.Time   `json:"started"`
+	Recipe     Recipe      `json:"recipe"`
+	Source     Source      `json:"source"`
+	Data       []Data      `json:"data"`
+	Sequential string      `json:"sequential"` // value or none
+	Layers     []Layer     `json:"layers"`     // in the order of the data
+	Kept       []Tensor    `json:"kept"`       // written as they were
+	Output     Output      `json:"output"`
+	Evaluation *Evaluation `json:"evaluation,omitempty"`
+	Units      Units       `json:"units"`
+	Stages     []Stage     `json:"stages"`
+	Seconds    float64     `json:"seconds"`
+	PeakRSS    int64       `json:"peak_rss_bytes"` // of the process; 0 where the system does not say
+}
+
+// Tool says what made the record, and on what.
+type Tool struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+	Kernels string `json:"kernels"` // the path that the matrix kernels took
+	Workers int    `json:"workers"`
+}
+
+// Recipe is what was asked for, whole.
+type Recipe struct {
+	Path   string `json:"path,omitempty"`
+	SHA256 string `json:"sha256"`
+	Text   string `json:"text"`
+}
+
+// Source is the checkpoint that went in.
+type Source struct {
+	Path           string   `json:"path"`
+	Format         string   `json:"format"`
+	Bytes          int64    `json:"bytes"`
+	SHA256         string   `json:"sha256"`
+	Architecture   string   `json:"architecture"`
+	Tensors        int      `json:"tensors"`
+	Parameters     int64    `json:"parameters"`
+	UnknownClasses []string `json:"unknown_classes,omitempty"` // in a pickle: met, not run
+}
+
+// Data is a set of samples that was used.
+type Data struct {
+	Role    string `json:"role"` // calibration or evaluation
+	Path    string `json:"path"`
+	Format  string `json:"format"`
+	Samples int    `json:"samples"`
+	Of      int    `json:"of"` // samples that the file holds
+	Seed    *int64 `json:"seed,omitempty"`
+	SHA256  string `json:"sha256"` // of the samples used, in their order
+}
+
+// Layer is one compressed layer.
+type Layer struct {
+	Name       string `json:"name"` // the weight tensor's name
+	Kind       string `json:"kind"`
+	Shape      []int  `json:"shape"`
+	Parameters int64  `json:"parameters"`
+
+	Method      string  `json:"method"`
+	Bits        int     `json:"bits"`
+	Granularity string  `json:"granularity"`
+	GroupSize   int     `json:"group_size,omitempty"`
+	Symmetric   bool    `json:"symmetric"`
+	Aligned     bool    `json:"aligned"`
+	Damping     float64 `json:"damping,omitempty"` // relative to the mean of H's diagonal
+
+	SourceBytes int64 `json:"source_bytes"`
+	Bytes       int64 `json:"bytes"` // codes, scales, zero points and shape, without the header
+
+	// Errors on the calibration data, relative to the energy of the layer's
+	// original outputs. Absent when the method used no data.
+	RelativeError        *float64 `json:"relative_error,omitempty"`
+	NearestRelativeError *float64 `json:"nearest_relative_error,omitempty"`
+	SoftRelativeError    *float64 `json:"soft_relative_error,omitempty"`
+
+	Cached    bool       `json:"cached"` // the solution was on disk from an earlier run
+	Seconds   float64    `json:"seconds"`
+	Fallbacks []Fallback `json:"fallbacks,omitempty"`
+}
+
+// Fallback says where a layer did not get what the recipe asked for.
+type Fallback struct {
+	Asked  string `json:"asked"`
+	Got    string `json:"got"`
+	Reason string `json:"reason"`
+}
+
+// Tensor is a tensor that no rule matched, or that is no layer's weight.
+type Tensor struct {
+	Name  string `json:"name"`
+	DType string `json:"dtype"`
+	Shape []int  `json:"shape"`
+	Bytes int64  `json:"bytes"`
+}
+
+// Output is what was written.
+type Output struct {
+	Format         string  `json:"format"`
+	Files          []File  `json:"files"`
+	WeightBytes    int64   `json:"weight_bytes"` // the compressed weight files, whole
+	Ratio          float64 `json:"ratio"`        // WeightBytes / Source.Bytes
+	AverageBits    float64 `json:"average_bits"` // of the compressed layers, scales and zero points included
+	ManifestSHA256 string  `json:"manifest_sha256"`
+}
+
+// File is a file of the output folder.
+type File struct {
+	Name   string `json:"name"`
+	Role   string `json:"role"` // weights, config or dense
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+}
+
+// Evaluation compares the two models on the same samples.
+type Evaluation struct {
+	Samples    int     `json:"samples"`
+	Original   Metrics `json:"original"`
+	Compressed Metrics `json:"compressed"`
+
+	// KL is the mean over samples of KL(original ‖ compressed) in nats.
+	KL float64 `json:"kl"`
+	// Changed counts the samples whose predicted class differs.
+	Changed int `json:"changed"`
+	// AccuracyDrop is original minus compressed top-1, in points; Interval is
+	// its 95 % paired-bootstrap interval. Tied means that it holds 0.
+	AccuracyDrop float64    `json:"accuracy_drop"`
+	Interval     [2]float64 `json:"accuracy_drop_interval"`
+	Tied         bool       `json:"tied"`
+}
+
+// Metrics are one model's.
+type Metrics struct {
+	Correct int     `json:"correct"`
+	Top1    float64 `json:"top1"` // percent
+	Loss    float64 `json:"loss"` // mean cross-entropy in nats
+}
+
+// Units counts the finished pieces of work that were found on disk.
+type Units struct {
+	Dir      string `json:"dir,omitempty"`
+	Reused   int    `json:"reused"`
+	Computed int    `json:"computed"`
+}
+
+// Stage is a part of the run. Seconds of stages do not overlap.
+type Stage struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+	Bytes   int64   `json:"bytes,omitempty"` // read or written by it
+}
+
+// Manifest lists what was written, with nothing that a second run on another
+// machine or with other workers would write differently.
+type Manifest struct {
+	Version int    `json:"version"`
+	Source  string `json:"source_sha256"`
+	Recipe  string `json:"recipe_sha256"`
+	Files   []File `json:"files"`
+}
+
+// Encode writes v as indented JSON with a newline at the end.
+func Encode(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+// ErrVersion says that a record was written by a version that this one cannot
+// read.
+var ErrVersion = errors.New("record has another version")
+
+// Decode reads a run's record.
+func Decode(r io.Reader) (*Run, error) {
+	var run Run
+	if err := json.NewDecoder(r).Decode(&run); err != nil {
+		return nil, fmt.Errorf("record: %w", err)
+	}
+	if run.Version != Version {
+		return nil, fmt.Errorf("%w: found %d, this fettle reads %d", ErrVersion, run.Version, Version)
+	}
+	return &run, nil
+}

@@ -48,6 +48,11 @@ type Moments struct {
 
 	// SumX and SumXt are Σx and Σx̃, Groups·Inputs long, group after group.
 	SumX, SumXt []float64
+
+	// Energy holds, for each layer that reads the value this way, ‖Xwᵢ‖² of
+	// each of its outputs in the original model, bias left out. It stands in
+	// for XᵀX, which no method needs otherwise.
+	Energy map[string][]float64
 }
 
 // Cross returns G of a group: H itself where the streams are the same.
@@ -75,9 +80,14 @@ type Problem struct {
 
 	// Moments is nil for methods that need no data.
 	Moments *Moments
+}
 
-	// Energy is ‖Xwᵢ‖² for each output i; nil without moments.
-	Energy []float64
+// Energy returns ‖Xwᵢ‖² for each output i; nil without moments.
+func (p *Problem) Energy() []float64 {
+	if p.Moments == nil {
+		return nil
+	}
+	return p.Moments.Energy[p.Layer]
 }
 
 // Group returns the group that an output row belongs to.
@@ -102,8 +112,8 @@ func (p *Problem) Check() error {
 	case p.Moments.Inputs != w.Cols || p.Moments.Groups != p.Groups:
 		return fmt.Errorf("layer %s: moments of %d groups × %d inputs for a weight of %d groups × %d inputs",
 			p.Layer, p.Moments.Groups, p.Moments.Inputs, p.Groups, w.Cols)
-	case len(p.Energy) != w.Rows:
-		return fmt.Errorf("layer %s: %d target energies for %d outputs", p.Layer, len(p.Energy), w.Rows)
+	case len(p.Energy()) != w.Rows:
+		return fmt.Errorf("layer %s: %d target energies for %d outputs", p.Layer, len(p.Energy()), w.Rows)
 	}
 	return nil
 }

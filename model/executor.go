@@ -1,0 +1,281 @@
+package model
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"gonum.org/v1/gonum/blas/blas32"
+
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/loader"
+)
+
+// Tensor is a batch of activations: Shape is the number of samples followed by
+// one sample's shape, Data is row-major.
+type Tensor struct {
+	Shape []int
+	Data  []float32
+}
+
+// Weights returns the row-major values of a tensor. The executor asks once for
+// each operation that it steps through, does not write to what it gets and
+// does not keep it, so a caller that runs many batches may want to.
+type Weights func(name string) ([]float32, error)
+
+// Stored returns the weights as a checkpoint stores them, read anew each time.
+func Stored(c *loader.Checkpoint) Weights {
+	return func(name string) ([]float32, error) {
+		t, ok := c.Lookup(name)
+		if !ok {
+			return nil, fmt.Errorf("model: the checkpoint has no tensor %s", name)
+		}
+		n := 1
+		for _, d := range t.Shape {
+			n *= d
+		}
+		dst := make([]float32, n)
+		return dst, c.ReadFloat32(name, dst)
+	}
+}
+
+// Executor computes a graph in float32. It is safe for concurrent use when its
+// Weights are.
+//
+// A sample's result is computed by one worker in an order that depends on the
+// graph alone: it has the same bytes in any batch and for any number of
+// workers.
+type Executor struct {
+	graph   *Graph
+	invalid error // what Check said
+	pool    *pool.Pool
+	weights Weights
+	lastUse []int
+	scratch sync.Pool // of *[]float32: blocks of patches, one for each busy worker
+}
+
+// NewExecutor returns an executor of g on p's workers (nil: on the caller
+// alone). A graph that does not pass Check is reported by the first call.
+func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
+	if p == nil {
+		p = pool.New(1)
+	}
+	e := &Executor{graph: g, invalid: g.Check(), pool: p, weights: w}
+	if e.invalid == nil {
+		e.lastUse = g.LastUse()
+	}
+	return e
+}
+
+// Step computes operation op for a batch, given the values that it reads in
+// the order of Op.Inputs. It writes neither to its inputs nor to memory that
+// they share.
+func (e *Executor) Step(ctx context.Context, op int, in []*Tensor) (*Tensor, error) {
+	if e.invalid != nil {
+		return nil, e.invalid
+	}
+	if op < 0 || op >= len(e.graph.Ops) {
+		return nil, fmt.Errorf("model: no operation %d in a graph of %d", op, len(e.graph.Ops))
+	}
+	o := &e.graph.Ops[op]
+	n, err := e.samples(o, in)
+	if err != nil {
+		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
+	}
+	shape := e.graph.Values[o.Output].Shape
+	y := &Tensor{Shape: append([]int{n}, shape...), Data: make([]float32, n*size(shape))}
+	if n == 0 {
+		return y, ctx.Err()
+	}
+	if err := e.compute(ctx, o, in, y); err != nil {
+		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
+	}
+	return y, nil
+}
+
+// samples checks the inputs against the graph and returns the batch's size.
+func (e *Executor) samples(o *Op, in []*Tensor) (int, error) {
+	if len(in) != len(o.Inputs) {
+		return 0, fmt.Errorf("given %d inputs, reads %d", len(in), len(o.Inputs))
+	}
+	n := 0
+	for i, t := range in {
+		v := e.graph.Values[o.Inputs[i]]
+		if t == nil || len(t.Shape) == 0 || !slices.Equal(t.Shape[1:], v.Shape) {
+			return 0, fmt.Errorf("value %s is given as %s, want samples × %v", v.Name, t.describe(), v.Shape)
+		}
+		if t.Shape[0] < 0 || len(t.Data)/size(v.Shape) != t.Shape[0] || len(t.Data)%size(v.Shape) != 0 {
+			return 0, fmt.Errorf("value %s has %d numbers for shape %v", v.Name, len(t.Data), t.Shape)
+		}
+		if i > 0 && t.Shape[0] != n {
+			return 0, fmt.Errorf("inputs of %d and %d samples", n, t.Shape[0])
+		}
+		n = t.Shape[0]
+	}
+	return n, nil
+}
+
+func (t *Tensor) describe() string {
+	if t == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%v", t.Shape)
+}
+
+// Forward computes the whole graph for a batch and frees each value after its
+// last use. x holds samples × the input's shape, and is not written to.
+func (e *Executor) Forward(ctx context.Context, x *Tensor) (*Tensor, error) {
+	if e.invalid != nil {
+		return nil, e.invalid
+	}
+	values := make([]*Tensor, len(e.graph.Values))
+	values[e.graph.Input] = x
+	var in []*Tensor
+	for i := range e.graph.Ops {
+		o := &e.graph.Ops[i]
+		in = in[:0]
+		for _, v := range o.Inputs {
+			in = append(in, values[v])
+		}
+		y, err := e.Step(ctx, i, in)
+		if err != nil {
+			return nil, err
+		}
+		values[o.Output] = y
+		for _, v := range o.Inputs {
+			if e.lastUse[v] == i {
+				values[v] = nil
+			}
+		}
+	}
+	return values[e.graph.Output], nil
+}
+
+// Logits computes the graph's output for n samples, batch by batch. load
+// writes samples from … from+count−1 to dst (dataset.Images.Read is one). The
+// result is n × outputs.
+func (e *Executor) Logits(ctx context.Context, n, batch int, load func(dst []float32, from, count int) error) (blas32.General, error) {
+	if e.invalid != nil {
+		return blas32.General{}, e.invalid
+	}
+	if n < 0 || batch < 1 {
+		return blas32.General{}, fmt.Errorf("model: %d samples in batches of %d", n, batch)
+	}
+	shape := e.graph.Values[e.graph.Input].Shape
+	per, outputs := size(shape), size(e.graph.Values[e.graph.Output].Shape)
+	logits := blas32.General{Rows: n, Cols: outputs, Stride: outputs, Data: make([]float32, n*outputs)}
+	data := make([]float32, min(n, batch)*per)
+	for from := 0; from < n; from += batch {
+		count := min(batch, n-from)
+		x := &Tensor{Shape: append([]int{count}, shape...), Data: data[:count*per]}
+		if err := load(x.Data, from, count); err != nil {
+			return blas32.General{}, err
+		}
+		y, err := e.Forward(ctx, x)
+		if err != nil {
+			return blas32.General{}, err
+		}
+		copy(logits.Data[from*outputs:], y.Data)
+	}
+	return logits, nil
+}
+
+// read returns a tensor's values after checking how many there are.
+func (e *Executor) read(name string, want int) ([]float32, error) {
+	w, err := e.weights(name)
+	if err != nil {
+		return nil, err
+	}
+	if len(w) != want {
+		return nil, fmt.Errorf("tensor %s has %d values, the graph wants %d", name, len(w), want)
+	}
+	return w, nil
+}
+
+// bias returns the operation's bias, nil where it has none.
+func (e *Executor) bias(o *Op) ([]float32, error) {
+	if o.Bias == "" {
+		return nil, nil
+	}
+	return e.read(o.Bias, o.Outputs)
+}
+
+// borrow takes a buffer of n floats; give returns it.
+func (e *Executor) borrow(n int) *[]float32 {
+	b, ok := e.scratch.Get().(*[]float32)
+	if !ok || cap(*b) < n {
+		s := make([]float32, n)
+		return &s
+	}
+	*b = (*b)[:n]
+	return b
+}
+
+func (e *Executor) give(b *[]float32) { e.scratch.Put(b) }
+
+// patchFloats is about how many numbers a block of gathered patches holds, so
+// that it stays in a core's second-level cache.
+const patchFloats = 1 << 16
+
+// conv2d computes Y = W·Pᵀ for each sample and group, P being its patches, so
+// that outputs come out as planes. Patches are gathered in blocks whose size
+// depends on the geometry alone.
+func (e *Executor) conv2d(ctx context.Context, o *Op, x, y *Tensor) error {
+	c := *o.Conv
+	inputs, area, outs := c.Inputs(), c.Rows(), o.Outputs/c.Groups
+	w, err := e.read(o.Weight, o.Outputs*inputs)
+	if err != nil {
+		return err
+	}
+	bias, err := e.bias(o)
+	if err != nil {
+		return err
+	}
+	block := min(area, max(64, patchFloats/inputs))
+	return e.perSample(ctx, []*Tensor{x}, y, func(in [][]float32, out []float32) error {
+		buf := e.borrow(block * inputs)
+		defer e.give(buf)
+		for g := range c.Groups {
+			weight := blas32.General{Rows: outs, Cols: inputs, Stride: inputs, Data: w[g*outs*inputs:][:outs*inputs]}
+			for from := 0; from < area; from += block {
+				n := min(block, area-from)
+				c.Gather(*buf, inputs, in[0], g, from, n)
+				patches := blas32.General{Rows: n, Cols: inputs, Stride: inputs, Data: (*buf)[:n*inputs]}
+				dst := blas32.General{Rows: outs, Cols: n, Stride: area, Data: out[g*outs*area+from : (g+1)*outs*area]}
+				if err := blas.Gemm(ctx, nil, blas.NoTrans, blas.Trans, 1, weight, patches, 0, dst); err != nil {
+					return err
+				}
+			}
+		}
+		for ch, b := range bias {
+			plane := out[ch*area:][:area]
+			for i := range plane {
+				plane[i] += b
+			}
+		}
+		return nil
+	})
+}
+
+// linear computes Y = X·Wᵀ + bias over all rows of the batch at once.
+func (e *Executor) linear(ctx context.Context, o *Op, x, y *Tensor) error {
+	inputs := x.Shape[len(x.Shape)-1]
+	w, err := e.read(o.Weight, o.Outputs*inputs)
+	if err != nil {
+		return err
+	}
+	bias, err := e.bias(o)
+	if err != nil {
+		return err
+	}
+	rows := len(x.Data) / inputs
+	for r := range rows {
+		copy(y.Data[r*o.Outputs:], bias)
+	}
+	return blas.Gemm(ctx, e.pool, blas.NoTrans, blas.Trans, 1,
+		blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data},
+		blas32.General{Rows: o.Outputs, Cols: inputs, Stride: inputs, Data: w}, 1,
+		blas32.General{Rows: rows, Cols: o.Outputs, Stride: o.Outputs, Data: y.Data})
+}

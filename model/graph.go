@@ -1,0 +1,264 @@
+package model
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/fettle-dev/fettle/internal/blas"
+)
+
+// Value is an activation of the graph: what one operation writes and others
+// read. Shape is one sample's, without the batch.
+type Value struct {
+	Name  string `json:"name"`
+	Shape []int  `json:"shape"`
+}
+
+// OpKind says what an operation computes.
+type OpKind string
+
+// The operations, each on one sample x.
+const (
+	Conv2D        OpKind = "conv2d"        // 2-D cross-correlation with Weight, plus Bias
+	Linear        OpKind = "linear"        // x·Weightᵀ plus Bias, over the last axis
+	BatchNorm2D   OpKind = "batchnorm2d"   // (x − mean)/√(var + eps)·scale + shift for each channel
+	ReLU          OpKind = "relu"          // max(x, 0)
+	LeakyReLU     OpKind = "leaky_relu"    // x, times Slope where negative
+	Sigmoid       OpKind = "sigmoid"       // 1/(1 + e⁻ˣ)
+	Tanh          OpKind = "tanh"          // hyperbolic tangent
+	Add           OpKind = "add"           // sum of two values
+	SubsamplePad  OpKind = "subsample_pad" // every Stride-th row and column, PadChannels zero channels on each side
+	GlobalAvgPool OpKind = "globalavgpool" // mean of each channel
+	Flatten       OpKind = "flatten"       // the same numbers as one axis
+)
+
+// Op is one operation of a graph. Inputs and Output are indices into
+// Graph.Values.
+type Op struct {
+	Kind   OpKind `json:"kind"`
+	Name   string `json:"name"`
+	Inputs []int  `json:"inputs"`
+	Output int    `json:"output"`
+
+	// Weight and Bias name the tensors of a Conv2D or Linear; Bias "" means
+	// none. A weight is Outputs × inputs of a group (× kernel height × width).
+	Weight  string `json:"weight,omitempty"`
+	Bias    string `json:"bias,omitempty"`
+	Outputs int    `json:"outputs,omitempty"` // output channels or features
+
+	Conv        *blas.Patches `json:"conv,omitempty"`         // Conv2D: how it reads its input
+	BatchNorm   *BatchNorm    `json:"batchnorm,omitempty"`    // BatchNorm2D
+	Slope       float32       `json:"slope,omitempty"`        // LeakyReLU
+	Stride      int           `json:"stride,omitempty"`       // SubsamplePad
+	PadChannels int           `json:"pad_channels,omitempty"` // SubsamplePad
+}
+
+// BatchNorm names the tensors of a batch normalization in inference, one
+// number per channel each (Ioffe and Szegedy 2015, algorithm 2).
+type BatchNorm struct {
+	Scale string  `json:"scale"` // γ, "weight" in PyTorch
+	Shift string  `json:"shift"` // β, "bias" in PyTorch
+	Mean  string  `json:"mean"`
+	Var   string  `json:"var"`
+	Eps   float64 `json:"eps"`
+}
+
+// IsLayer reports whether the operation has a weight that can be compressed.
+func (o *Op) IsLayer() bool { return o.Weight != "" }
+
+// Groups returns a convolution's groups, else 1.
+func (o *Op) Groups() int {
+	if o.Conv == nil {
+		return 1
+	}
+	return o.Conv.Groups
+}
+
+// tensors lists the tensors that the operation reads.
+func (o *Op) tensors() []string {
+	var names []string
+	for _, name := range []string{o.Weight, o.Bias} {
+		if name != "" {
+			names = append(names, name)
+		}
+	}
+	if b := o.BatchNorm; b != nil {
+		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
+	}
+	return names
+}
+
+// Normalize says how image inputs in 0…1 become the graph's input:
+// (x − Mean)/Std for each channel. Empty means that they go in as they are.
+type Normalize struct {
+	Mean []float32 `json:"mean,omitempty"`
+	Std  []float32 `json:"std,omitempty"`
+}
+
+// Graph is a network: Ops in an order in which each comes after those whose
+// values it reads.
+type Graph struct {
+	Architecture string    `json:"architecture"`
+	Values       []Value   `json:"values"`
+	Ops          []Op      `json:"ops"`
+	Input        int       `json:"input"`  // the value that samples are given as
+	Output       int       `json:"output"` // the logits
+	Normalize    Normalize `json:"normalize"`
+}
+
+// Check reports the first thing that makes the graph ill-formed: an index out
+// of range, a value read before it is written or written twice, or a shape
+// that does not follow from the operation.
+func (g *Graph) Check() error {
+	if !g.has(g.Input) || !g.has(g.Output) {
+		return fmt.Errorf("graph: input %d and output %d of %d values", g.Input, g.Output, len(g.Values))
+	}
+	for _, v := range g.Values {
+		if len(v.Shape) == 0 || size(v.Shape) <= 0 {
+			return fmt.Errorf("graph: value %s has shape %v", v.Name, v.Shape)
+		}
+	}
+	written := make([]bool, len(g.Values))
+	written[g.Input] = true
+	layers := make(map[string]bool)
+	for i := range g.Ops {
+		if err := g.checkOp(i, written); err != nil {
+			return fmt.Errorf("graph: operation %d (%s): %w", i, g.Ops[i].Name, err)
+		}
+		if w := g.Ops[i].Weight; w != "" {
+			if layers[w] {
+				return fmt.Errorf("graph: operation %d (%s): weight %s belongs to an earlier layer", i, g.Ops[i].Name, w)
+			}
+			layers[w] = true
+		}
+	}
+	if !written[g.Output] {
+		return fmt.Errorf("graph: no operation writes the output %s", g.Values[g.Output].Name)
+	}
+	return nil
+}
+
+func (g *Graph) has(value int) bool { return value >= 0 && value < len(g.Values) }
+
+func (g *Graph) checkOp(i int, written []bool) error {
+	op := &g.Ops[i]
+	in := make([][]int, len(op.Inputs))
+	for j, v := range op.Inputs {
+		if !g.has(v) || !written[v] {
+			return fmt.Errorf("reads value %d before it is written", v)
+		}
+		in[j] = g.Values[v].Shape
+	}
+	if !g.has(op.Output) || written[op.Output] {
+		return fmt.Errorf("cannot write value %d", op.Output)
+	}
+	written[op.Output] = true
+	out, err := op.outputShape(in)
+	if err != nil {
+		return err
+	}
+	if v := g.Values[op.Output]; !slices.Equal(v.Shape, out) {
+		return fmt.Errorf("value %s has shape %v, the operation gives %v", v.Name, v.Shape, out)
+	}
+	return nil
+}
+
+// Readers returns the operations that read a value, in order.
+func (g *Graph) Readers(value int) []int {
+	var readers []int
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			if v == value {
+				readers = append(readers, i)
+				break
+			}
+		}
+	}
+	return readers
+}
+
+// LastUse returns for each value the last operation that reads it, after which
+// it can be freed: −1 where none does, len(Ops) for the graph's output.
+func (g *Graph) LastUse() []int {
+	last := make([]int, len(g.Values))
+	for v := range last {
+		last[v] = -1
+	}
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			last[v] = i
+		}
+	}
+	if g.has(g.Output) {
+		last[g.Output] = len(g.Ops)
+	}
+	return last
+}
+
+// Tensors returns the names of all tensors that the graph reads, in the order
+// of the operations.
+func (g *Graph) Tensors() []string {
+	var names []string
+	for i := range g.Ops {
+		names = append(names, g.Ops[i].tensors()...)
+	}
+	return names
+}
+
+// Hash returns the hex SHA-256 of the graph's JSON, whose fields have a fixed
+// order. Graphs with the same hash compute the same function of their weights.
+func (g *Graph) Hash() string {
+	b, err := json.Marshal(g)
+	if err != nil { // only a NaN slope, eps, mean or std can do this
+		b = fmt.Appendf(nil, "%v: %+v", err, *g)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// String returns a table of the operations.
+func (g *Graph) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s → %s\n", g.Architecture, g.label(g.Input), g.label(g.Output))
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "op\tkind\treads\twrites\tweight\tdetail") // a strings.Builder does not fail
+	for i := range g.Ops {
+		op := &g.Ops[i]
+		reads := make([]string, len(op.Inputs))
+		for j, v := range op.Inputs {
+			reads[j] = g.label(v)
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", op.Name, op.Kind,
+			strings.Join(reads, ", "), g.label(op.Output), op.Weight, op.detail())
+	}
+	_ = w.Flush()
+	return b.String()
+}
+
+func (g *Graph) label(value int) string {
+	if !g.has(value) {
+		return fmt.Sprintf("value %d", value)
+	}
+	return fmt.Sprintf("%s %v", g.Values[value].Name, g.Values[value].Shape)
+}
+
+func (o *Op) detail() string {
+	switch {
+	case o.Conv != nil:
+		c := o.Conv
+		return fmt.Sprintf("%d×%d, stride %d×%d, padding %d×%d, dilation %d×%d, groups %d", c.KernelH, c.KernelW,
+			c.StrideH, c.StrideW, c.PadH, c.PadW, c.DilationH, c.DilationW, c.Groups)
+	case o.Kind == LeakyReLU:
+		return fmt.Sprintf("slope %v", o.Slope)
+	case o.Kind == SubsamplePad:
+		return fmt.Sprintf("stride %d, %d zero channels on each side", o.Stride, o.PadChannels)
+	case o.BatchNorm != nil:
+		return fmt.Sprintf("eps %v", o.BatchNorm.Eps)
+	}
+	return ""
+}

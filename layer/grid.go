@@ -99,6 +99,11 @@ func (g *Grid) Check(rows, cols int) error {
 	if g.Bits < 2 || g.Bits > 8 {
 		return fmt.Errorf("grid of %d bits, want 2 to 8", g.Bits)
 	}
+	switch g.Granularity {
+	case PerTensor, PerChannel, PerGroup:
+	default:
+		return fmt.Errorf("grid of unknown granularity %q", g.Granularity)
+	}
 	if (g.Granularity == PerGroup) != (g.GroupSize > 0) {
 		return fmt.Errorf("grid of granularity %q with group size %d", g.Granularity, g.GroupSize)
 	}

@@ -88,7 +88,8 @@ type Data struct {
 
 // Layer is one compressed layer.
 type Layer struct {
-	Name       string `json:"name"` // the weight tensor's name
+	Name       string `json:"name"`   // as rules match it
+	Weight     string `json:"weight"` // the weight tensor's name
 	Kind       string `json:"kind"`
 	Shape      []int  `json:"shape"`
 	Parameters int64  `json:"parameters"`

@@ -1,0 +1,441 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"gonum.org/v1/gonum/blas/blas32"
+
+	"github.com/fettle-dev/fettle/calibrate"
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/loader"
+	"github.com/fettle-dev/fettle/model"
+	"github.com/fettle-dev/fettle/quantize"
+	"github.com/fettle-dev/fettle/record"
+)
+
+// compression is the loop's state: which layers are solved, and how far the
+// streams have come. The streams begin when moments are first needed that are
+// not on disk, so that a run whose every solution is there computes nothing.
+type compression struct {
+	*run
+	streams  *streams // nil until needed
+	changed  []bool   // by operation: computes with compressed weights
+	upstream string   // hash of the keys of all solutions that the streams have passed
+	done     int
+}
+
+// stop is a place where the streams stop: planned layers that read one value in
+// the same way.
+type stop struct {
+	value   int
+	reading calibrate.Reading
+	layers  []*PlanLayer
+	key     string   // of the moments; "" when no data is used
+	keys    []string // of the solutions
+}
+
+// compress solves every planned layer in the order of the data.
+func (r *run) compress(ctx context.Context) error {
+	c := &compression{run: r, changed: make([]bool, len(r.graph.Ops))}
+	for _, value := range c.stopValues() {
+		stops := c.stopsAt(value)
+		for _, s := range stops {
+			if err := c.solveStop(ctx, s); err != nil {
+				return err
+			}
+		}
+		// Layers that read the same value in different ways must not see each
+		// other's weights: the upstream of the next value grows only now.
+		if r.recipe.Sequential == "none" {
+			continue // the streams stay the same throughout
+		}
+		for _, s := range stops {
+			if err := c.pass(s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pass lets the compressed stream go on with the weights of a stop's layers.
+func (c *compression) pass(s *stop) (err error) {
+	for i, l := range s.layers {
+		c.changed[l.op] = true
+		if c.upstream, err = key(c.upstream, l.Weight, s.keys[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopValues lists the values that planned layers read, in order.
+func (c *compression) stopValues() []int {
+	var values []int
+	seen := map[int]bool{}
+	for i := range c.plan.Layers {
+		v := c.graph.Ops[c.plan.Layers[i].op].Inputs[0]
+		if !seen[v] {
+			seen[v] = true
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+func (c *compression) stopsAt(value int) []*stop {
+	var stops []*stop
+	for i := range c.plan.Layers {
+		l := &c.plan.Layers[i]
+		if c.graph.Ops[l.op].Inputs[0] != value {
+			continue
+		}
+		reading := c.readingOf(l.op)
+		at := -1
+		for j, s := range stops {
+			if sameReading(s.reading, reading) {
+				at = j
+			}
+		}
+		if at < 0 {
+			at = len(stops)
+			stops = append(stops, &stop{value: value, reading: reading})
+		}
+		stops[at].layers = append(stops[at].layers, l)
+	}
+	return stops
+}
+
+func (c *compression) readingOf(i int) calibrate.Reading {
+	op := &c.graph.Ops[i]
+	if op.Conv != nil {
+		return calibrate.Convolution(*op.Conv)
+	}
+	shape := c.graph.Values[op.Inputs[0]].Shape
+	return calibrate.Rows(shape[len(shape)-1], elements(shape))
+}
+
+func sameReading(a, b calibrate.Reading) bool {
+	if (a.Patches == nil) != (b.Patches == nil) {
+		return false
+	}
+	if a.Patches != nil && *a.Patches != *b.Patches {
+		return false
+	}
+	return a.Inputs == b.Inputs && a.Size == b.Size
+}
+
+// solveStop finds the solutions of a stop's layers: on disk, or by solving.
+func (c *compression) solveStop(ctx context.Context, s *stop) error {
+	if err := c.setKeys(s); err != nil {
+		return err
+	}
+	c.clock.enter(StageUnits)
+	solutions := make([]*layer.Solution, len(s.layers))
+	seconds := make([]float64, len(s.layers))
+	var missing []int
+	for i, l := range s.layers {
+		sol, ok := load(c.store, s.keys[i], layer.DecodeSolution)
+		if ok && sol.Rows == l.Spec.Rows && sol.Cols == l.Spec.Cols {
+			solutions[i] = sol
+			c.store.reused++
+		} else {
+			missing = append(missing, i)
+		}
+	}
+	if len(missing) > 0 {
+		moments, err := c.moments(ctx, s)
+		if err != nil {
+			return err
+		}
+		c.clock.enter(StageSolve)
+		err = c.pool.For(ctx, len(missing), func(n int) (err error) {
+			i, began := missing[n], time.Now()
+			solutions[i], err = c.solve(ctx, s.layers[i], moments)
+			seconds[i] = time.Since(began).Seconds()
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	c.clock.enter(StageUnits)
+	for _, i := range missing {
+		c.store.computed++
+		if err := save(c.store, s.keys[i], solutions[i], layer.EncodeSolution); err != nil {
+			return err
+		}
+	}
+	for i, l := range s.layers {
+		if err := c.accept(l, solutions[i], !slices.Contains(missing, i), seconds[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setKeys sets the keys of a stop's moments and solutions. Moments depend on
+// the original model, the samples, the reading, and everything that was
+// compressed before; a solution on its moments, its weight and its options.
+func (c *compression) setKeys(s *stop) (err error) {
+	if c.calibration != nil {
+		s.key, err = key("moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
+			c.calibration.SHA256(), c.graph.Values[s.value].Name, s.reading, c.upstream)
+		if err != nil {
+			return err
+		}
+	}
+	s.keys = make([]string, len(s.layers))
+	for i, l := range s.layers {
+		s.keys[i], err = key("solution", layer.EncodingVersion, quantize.Version, blas.Path, c.record.Source.SHA256,
+			s.key, l.Weight, l.Options, l.Spec.ScaleType)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moments finds a stop's moments on disk, or brings both streams up to the
+// stop and takes them. It returns nil when no data is used.
+func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, error) {
+	if c.calibration == nil {
+		return nil, nil
+	}
+	c.clock.enter(StageUnits)
+	m, _, err := unit(c.store, s.key, layer.DecodeMoments, layer.EncodeMoments, func() (*layer.Moments, error) {
+		return c.takeMoments(ctx, s)
+	})
+	return m, err
+}
+
+func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments, error) {
+	if err := c.startStreams(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.streams.catchUp(ctx, c.producer(s.value)+1, c.changed); err != nil {
+		return nil, err
+	}
+	c.clock.enter(StageMoments)
+	same := c.streams.sameValue(s.value)
+	acc := calibrate.New(c.pool, s.reading, same)
+	xt := c.streams.compressed.values[s.value]
+	x := xt
+	if !same {
+		x = c.streams.original.values[s.value]
+	}
+	if err := acc.Add(ctx, x.Data, xt.Data); err != nil {
+		return nil, err
+	}
+	m, err := acc.Moments(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := finiteMoments(m, c.graph.Values[s.value].Name); err != nil {
+		return nil, err
+	}
+	m.Energy, err = c.energies(ctx, s)
+	c.clock.enter(StageUnits)
+	return m, err
+}
+
+// producer returns the operation that writes a value, -1 for the input.
+func (c *compression) producer(value int) int {
+	return slices.IndexFunc(c.graph.Ops, func(op model.Op) bool { return op.Output == value })
+}
+
+// energies runs the layers that read a value this way in the original stream
+// and returns the energy of their outputs. Layers that stay as they are count
+// too: another recipe may share these moments.
+func (c *compression) energies(ctx context.Context, s *stop) (map[string][]float64, error) {
+	energy := map[string][]float64{}
+	for _, i := range c.graph.Readers(s.value) {
+		op := &c.graph.Ops[i]
+		if !op.IsLayer() || !sameReading(c.readingOf(i), s.reading) {
+			continue
+		}
+		if err := c.streams.stepOriginal(ctx, i); err != nil {
+			return nil, err
+		}
+		c.clock.enter(StageMoments)
+		var bias []float32
+		if op.Bias != "" {
+			var err error
+			if bias, err = c.weights.original(op.Bias); err != nil {
+				return nil, err
+			}
+		}
+		area := 1
+		if shape := c.graph.Values[op.Output].Shape; op.Conv != nil {
+			area = elements(shape[1:])
+		}
+		e, err := calibrate.Energy(ctx, c.pool, c.streams.original.values[op.Output].Data, op.Outputs, area, bias)
+		if err != nil {
+			return nil, err
+		}
+		energy[op.Weight] = e
+	}
+	return energy, nil
+}
+
+// startStreams loads the calibration samples into both streams, once.
+func (c *compression) startStreams(ctx context.Context) error {
+	if c.streams != nil {
+		return nil
+	}
+	c.clock.enter(StageOriginal)
+	input := newInput(c.graph, c.calibration.N)
+	if err := c.calibration.Read(input.Data, 0, c.calibration.N); err != nil {
+		return err
+	}
+	c.streams = &streams{
+		original:   newStream(c.graph, c.pool, c.weights.original, input),
+		compressed: newStream(c.graph, c.pool, c.weights.compressed, input),
+		enter:      c.clock.enter,
+		same:       map[int]bool{},
+	}
+	return ctx.Err()
+}
+
+// newInput returns an empty batch of n samples of the graph's input.
+func newInput(g *model.Graph, n int) *model.Tensor {
+	shape := append([]int{n}, g.Values[g.Input].Shape...)
+	return &model.Tensor{Shape: shape, Data: make([]float32, elements(shape))}
+}
+
+func elements(shape []int) int {
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	return n
+}
+
+// solve hands one layer to its method.
+func (c *compression) solve(ctx context.Context, l *PlanLayer, m *layer.Moments) (*layer.Solution, error) {
+	op := &c.graph.Ops[l.op]
+	w, err := c.weights.original(l.Weight)
+	if err != nil {
+		return nil, err
+	}
+	kind := layer.Linear
+	if op.Conv != nil {
+		kind = layer.Conv2D
+	}
+	return quantize.Solve(ctx, c.pool, &layer.Problem{
+		Layer: l.Weight, Kind: kind, Shape: l.Shape, Groups: op.Groups(),
+		Weight:    blas32.General{Rows: l.Spec.Rows, Cols: l.Spec.Cols, Stride: l.Spec.Cols, Data: w},
+		ScaleType: l.Spec.ScaleType,
+		Moments:   m,
+	}, l.Options)
+}
+
+// accept puts a solution into the compressed model and into the record.
+func (c *compression) accept(l *PlanLayer, s *layer.Solution, cached bool, seconds float64) error {
+	fallbacks := append(l.Fallbacks[:len(l.Fallbacks):len(l.Fallbacks)], s.Fallbacks...)
+	for _, f := range fallbacks {
+		if c.recipe.OnFallback == "fail" {
+			return &FallbackError{Layer: l.Name, Fallback: f}
+		}
+		if c.recipe.OnFallback == "warn" {
+			c.clock.emit(Event{Warning: fmt.Sprintf("layer %s: %s instead of %s: %s", l.Name, f.Got, f.Asked, f.Reason)})
+		}
+	}
+	c.weights.solutions[l.Weight] = s
+	if s.Bias != nil {
+		if err := c.correctBias(l, s.Bias); err != nil {
+			return err
+		}
+	}
+	entry, err := c.layerRecord(l, s, fallbacks)
+	if err != nil {
+		return err
+	}
+	entry.Cached, entry.Seconds = cached, seconds
+	c.record.Layers = append(c.record.Layers, entry)
+	c.done++
+	event := Event{Layer: l.Name, Cached: cached, Done: c.done, Total: len(c.plan.Layers), RelativeError: -1}
+	if entry.RelativeError != nil {
+		event.RelativeError = *entry.RelativeError
+	}
+	c.clock.emit(event)
+	return nil
+}
+
+// correctBias adds a correction of a layer's outputs to the tensor that holds
+// it: the layer's bias, or β of the batch normalization behind it, scaled as
+// the normalization scales the outputs.
+func (c *compression) correctBias(l *PlanLayer, correction []float64) error {
+	name := biasHolder(c.graph, l.op)
+	t, ok := c.ckpt.Lookup(name)
+	if !ok {
+		return fmt.Errorf("%w: %s", loader.ErrNotFound, name)
+	}
+	old, err := c.weights.original(name)
+	if err != nil {
+		return err
+	}
+	factor := func(int) float64 { return 1 }
+	if op := &c.graph.Ops[l.op]; op.Bias == "" {
+		bn := onlyBatchNorm(c.graph, op.Output)
+		scale, err := c.weights.original(bn.Scale)
+		if err != nil {
+			return err
+		}
+		variance, err := c.weights.original(bn.Var)
+		if err != nil {
+			return err
+		}
+		factor = func(i int) float64 { return float64(scale[i]) / math.Sqrt(float64(variance[i])+bn.Eps) }
+	}
+	corrected := make([]float32, len(old))
+	for i := range corrected {
+		corrected[i] = t.DType.Round(float32(float64(old[i]) + factor(i)*correction[i]))
+	}
+	c.weights.replaced[name] = corrected
+	return finite(name, corrected)
+}
+
+func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []layer.Fallback) (record.Layer, error) {
+	t, ok := c.ckpt.Lookup(l.Weight)
+	if !ok {
+		return record.Layer{}, fmt.Errorf("%w: %s", loader.ErrNotFound, l.Weight)
+	}
+	kind := layer.Linear
+	if c.graph.Ops[l.op].Conv != nil {
+		kind = layer.Conv2D
+	}
+	entry := record.Layer{
+		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(),
+		Method: s.Method, Bits: s.Grid.Bits, Granularity: string(s.Grid.Granularity), GroupSize: s.Grid.GroupSize,
+		Symmetric: s.Grid.Symmetric, Aligned: l.Options.Align, Damping: s.Errors.Damping,
+		SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),
+	}
+	if s.Errors.Energy > 0 {
+		solved, nearest := s.Errors.Relative(), s.Errors.NearestRelative()
+		entry.RelativeError, entry.NearestRelativeError = &solved, &nearest
+		if s.Errors.Soft > 0 {
+			soft := s.Errors.Soft / s.Errors.Energy
+			entry.SoftRelativeError = &soft
+		}
+	}
+	for _, f := range fallbacks {
+		entry.Fallbacks = append(entry.Fallbacks, record.Fallback(f))
+	}
+	return entry, nil
+}
+
+// finiteMoments refuses moments of activations that overflowed.
+func finiteMoments(m *layer.Moments, value string) error {
+	for _, v := range m.SumXt {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return &NonFiniteError{Tensor: "activation " + value, Value: v}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package pipeline
+
+import "time"
+
+// Stage is a part of a run, as events and the record name it.
+type Stage string
+
+// The stages, in the order in which a run first enters them.
+const (
+	StageOpen       Stage = "open"       // reading headers, hashing the source, making the plan
+	StageOriginal   Stage = "original"   // forward pass of the original stream
+	StageCompressed Stage = "compressed" // forward pass of the compressed stream
+	StageMoments    Stage = "moments"    // second moments of what layers read
+	StageSolve      Stage = "solve"      // the methods themselves
+	StageUnits      Stage = "units"      // reading and writing units on disk
+	StageWrite      Stage = "write"      // the output files
+	StageVerify     Stage = "verify"     // reading them back
+	StageEvaluate   Stage = "evaluate"   // both models on the evaluation data
+)
+
+// Event is something that happened. Events come one at a time, in order, on
+// the goroutine that runs the pipeline; a slow callback slows the run.
+type Event struct {
+	Stage Stage
+	// Layer is set when one layer was finished; Done and Total then count
+	// layers. In StageEvaluate they count samples, over both models.
+	Layer  string
+	Cached bool // the layer's solution, or the evaluation, was found on disk
+	Done   int
+	Total  int
+	// Elapsed is the time since the run began.
+	Elapsed time.Duration
+	// RelativeError of the finished layer; negative when not measured.
+	RelativeError float64
+	// Warning is a text for the user, such as a fallback; else empty.
+	Warning string
+}

@@ -1,0 +1,220 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/fettle-dev/fettle/export"
+	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/loader"
+	"github.com/fettle-dev/fettle/model"
+	"github.com/fettle-dev/fettle/quantize"
+)
+
+// Plan says which layer gets what, and what the result weighs, before any work
+// is done.
+type Plan struct {
+	Architecture string
+	Layers       []PlanLayer // in the order of the data
+	Kept         []loader.Tensor
+	SourceBytes  int64
+	WeightBytes  int64 // of the compressed weight file, exactly
+}
+
+// PlanLayer is one layer to compress.
+type PlanLayer struct {
+	Name    string // the layer's name, which rules match
+	Weight  string // its weight tensor's name
+	Shape   []int
+	Options quantize.Options
+	Spec    export.Spec
+	// Fallbacks are what the layer's shape alone rules out.
+	Fallbacks []layer.Fallback
+
+	op int
+}
+
+// AverageBits is the mean number of bits of a compressed layer's weight, scales
+// and zero points included.
+func (p *Plan) AverageBits() float64 {
+	var bytes, weights int64
+	for _, l := range p.Layers {
+		bytes += l.Spec.Bytes()
+		weights += int64(l.Spec.Rows) * int64(l.Spec.Cols)
+	}
+	if weights == 0 {
+		return 0
+	}
+	return 8 * float64(bytes) / float64(weights)
+}
+
+// ErrNothingToDo says that no rule matches any layer.
+var ErrNothingToDo = errors.New("no rule matches a layer of the model")
+
+// FallbackError says that a layer cannot have what the recipe asks for, and
+// that the recipe forbids anything else.
+type FallbackError struct {
+	Layer    string
+	Fallback layer.Fallback
+}
+
+func (e *FallbackError) Error() string {
+	return fmt.Sprintf("layer %s cannot have %s: %s; change its rule, or set on_fallback: warn to accept %s",
+		e.Layer, e.Fallback.Asked, e.Fallback.Reason, e.Fallback.Got)
+}
+
+// MakePlan opens the recipe's model and says what Run would do with it.
+func MakePlan(ctx context.Context, r *Recipe) (*Plan, error) {
+	ckpt, graph, err := openModel(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer ckpt.Close()
+	return makePlan(r, ckpt, graph)
+}
+
+func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph, error) {
+	if r.Model.Path == "" {
+		return nil, nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
+	}
+	ckpt, err := loader.Open(ctx, r.Model.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	graph, err := model.Build(ckpt.Tensors(), model.Options{
+		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape,
+	})
+	if err != nil {
+		_ = ckpt.Close() // only read from
+		return nil, nil, fmt.Errorf("%s: %w", r.Model.Path, err)
+	}
+	return ckpt, graph, nil
+}
+
+func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, error) {
+	p := &Plan{Architecture: graph.Architecture, SourceBytes: ckpt.Size()}
+	var specs []export.Spec
+	planned := map[string]bool{}
+	for i := range graph.Ops {
+		l, err := planLayer(r, ckpt, graph, i)
+		if err != nil {
+			return nil, err
+		}
+		if l != nil {
+			p.Layers = append(p.Layers, *l)
+			specs = append(specs, l.Spec)
+			planned[l.Weight] = true
+		}
+	}
+	if len(p.Layers) == 0 {
+		return nil, fmt.Errorf("%w (layers: %s)", ErrNothingToDo, layerNames(graph))
+	}
+	for _, t := range ckpt.Tensors() {
+		if !planned[t.Name] {
+			p.Kept = append(p.Kept, t)
+		}
+	}
+	size, err := export.CompressedTensorsSize(ckpt, specs)
+	p.WeightBytes = size
+	return p, err
+}
+
+// planLayer returns what operation i is to get; nil when it stays as it is.
+func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*PlanLayer, error) {
+	op := &graph.Ops[i]
+	if !op.IsLayer() {
+		return nil, nil
+	}
+	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return rule.matches(op.Name) })
+	if at < 0 || len(r.Rules[at].Steps) == 0 {
+		return nil, nil
+	}
+	t, ok := ckpt.Lookup(op.Weight)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s", loader.ErrNotFound, op.Weight)
+	}
+	q := r.Rules[at].Steps[0].Quantize
+	rows := t.Shape[0]
+	cols := int(t.Elements()) / rows
+	options, fallbacks := q.options().Fit(cols)
+	if options.BiasCorrection && biasHolder(graph, i) == "" {
+		options.BiasCorrection = false
+		fallbacks = append(fallbacks, layer.Fallback{
+			Asked: "bias correction", Got: "none", Reason: "the layer has no bias, and no batch normalization after it that could hold one",
+		})
+	}
+	if len(fallbacks) > 0 && r.OnFallback == "fail" {
+		return nil, &FallbackError{Layer: op.Name, Fallback: fallbacks[0]}
+	}
+	scaleType, err := q.scaleType(t.DType)
+	if err != nil {
+		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps[0].quantize.scale_type", at), Reason: err.Error()}
+	}
+	return &PlanLayer{
+		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Options: options, Fallbacks: fallbacks, op: i,
+		Spec: export.Spec{
+			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols,
+			Bits: options.Bits, Granularity: options.Granularity, GroupSize: options.GroupSize,
+			Symmetric: options.Symmetric, ScaleType: scaleType,
+		},
+	}, nil
+}
+
+// scaleType is the type of the scales of a weight stored as d.
+func (q *Quantize) scaleType(d dtype.DType) (dtype.DType, error) {
+	switch q.ScaleType {
+	case "f32":
+		return dtype.F32, nil
+	case "f16":
+		return dtype.F16, nil
+	case "bf16":
+		return dtype.BF16, nil
+	}
+	switch d {
+	case dtype.F32, dtype.F16, dtype.BF16:
+		return d, nil
+	case dtype.F64:
+		return dtype.F32, nil
+	}
+	return dtype.Invalid, fmt.Errorf("the weight is stored as %s; name a scale type", d)
+}
+
+// biasHolder returns the tensor that can take a correction of an operation's
+// bias: its own bias, or the shift of the batch normalization that alone reads
+// its output. "" when there is none.
+func biasHolder(g *model.Graph, i int) string {
+	op := &g.Ops[i]
+	if op.Bias != "" {
+		return op.Bias
+	}
+	if bn := onlyBatchNorm(g, op.Output); bn != nil {
+		return bn.Shift
+	}
+	return ""
+}
+
+func onlyBatchNorm(g *model.Graph, value int) *model.BatchNorm {
+	readers := g.Readers(value)
+	if len(readers) != 1 || value == g.Output {
+		return nil
+	}
+	return g.Ops[readers[0]].BatchNorm
+}
+
+func layerNames(g *model.Graph) string {
+	var names []string
+	for i := range g.Ops {
+		if g.Ops[i].IsLayer() {
+			names = append(names, g.Ops[i].Name)
+		}
+	}
+	if len(names) > 6 {
+		names = append(append(names[:3:3], "…"), names[len(names)-2:]...)
+	}
+	return fmt.Sprint(names)
+}
+
+func granularity(s string) layer.Granularity { return layer.Granularity(s) }

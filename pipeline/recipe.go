@@ -1,0 +1,348 @@
+package pipeline
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/fettle-dev/fettle/quantize"
+)
+
+// RecipeVersion is the version of recipes that this fettle reads.
+const RecipeVersion = 1
+
+// Recipe says what to do with a model. Its YAML form is strict: an unknown key
+// or value is an error. Paths in a recipe are relative to the recipe's folder.
+type Recipe struct {
+	Version     int    `yaml:"version"`
+	Model       Model  `yaml:"model"`
+	Calibration *Data  `yaml:"calibration"`
+	Sequential  string `yaml:"sequential"` // value (default) or none
+	Rules       []Rule `yaml:"rules"`
+	OnFallback  string `yaml:"on_fallback"` // fail, warn (default) or allow
+	Output      Output `yaml:"output"`
+	Evaluate    *Data  `yaml:"evaluate"`
+	file        string // path as given, for messages; may be empty
+	text        string // the YAML, whole
+}
+
+// Model names the checkpoint and says what its tensors cannot.
+type Model struct {
+	Path         string `yaml:"path"`
+	Architecture string `yaml:"architecture"` // "" recognises it from names and shapes
+	Activation   string `yaml:"activation"`   // of an mlp
+	Input        Input  `yaml:"input"`
+}
+
+// Input is what the model expects of its samples.
+type Input struct {
+	Shape []int     `yaml:"shape"` // channels, height, width
+	Mean  []float32 `yaml:"mean"`  // of values in 0…1, one per channel
+	Std   []float32 `yaml:"std"`
+}
+
+// Data is a set of samples.
+type Data struct {
+	Path    string `yaml:"data"`
+	Format  string `yaml:"format"` // cifar10, idx or safetensors
+	Labels  string `yaml:"labels"` // idx: the labels file, when its name does not follow from the images'
+	Subset  []int  `yaml:"subset"` // half-open range of the file's samples; default all
+	Samples int    `yaml:"samples"`
+	Seed    *int64 `yaml:"seed"` // draws Samples of the subset at random; default: the first ones
+}
+
+// Rule gives layers their steps. The first rule whose pattern matches a layer
+// counts; a layer that none matches stays as it is.
+type Rule struct {
+	Match string `yaml:"match"` // globs over the layer's name, divided by |
+	Steps []Step `yaml:"steps"` // none: the layer stays as it is
+}
+
+// Step is one thing to do to a layer.
+type Step struct {
+	Quantize *Quantize `yaml:"quantize"`
+}
+
+// Quantize asks for codes on a grid. Its fields are those of
+// quantize.Options; what is left out has its default.
+type Quantize struct {
+	Method         string    `yaml:"method"`
+	Bits           int       `yaml:"bits"`
+	Granularity    string    `yaml:"granularity"`
+	GroupSize      int       `yaml:"group_size"`
+	Symmetric      bool      `yaml:"symmetric"`
+	Range          string    `yaml:"range"`
+	ScaleType      string    `yaml:"scale_type"`
+	Align          *bool     `yaml:"align"`
+	Damping        float64   `yaml:"damping"`
+	ActOrder       bool      `yaml:"act_order"`
+	BiasCorrection bool      `yaml:"bias_correction"`
+	AdaRound       *AdaRound `yaml:"adaround"`
+}
+
+// AdaRound tunes that method.
+type AdaRound struct {
+	Steps        int     `yaml:"steps"`
+	LearningRate float64 `yaml:"learning_rate"`
+	Lambda       float64 `yaml:"lambda"`
+	Warmup       float64 `yaml:"warmup"`
+	BetaStart    float64 `yaml:"beta_start"`
+	BetaEnd      float64 `yaml:"beta_end"`
+}
+
+// Output says what to write beside the compressed weights.
+type Output struct {
+	Path   string   `yaml:"path"`
+	Format string   `yaml:"format"` // compressed-tensors
+	Dense  []string `yaml:"dense"`  // safetensors, pt: the dequantized model too
+}
+
+// RecipeError is a fault of a recipe.
+type RecipeError struct {
+	File   string // may be empty
+	Line   int    // 0 where no line is to blame
+	Where  string // e.g. rules[0].steps[0].quantize.bits
+	Reason string // what is wrong and what would be right
+}
+
+func (e *RecipeError) Error() string {
+	var b strings.Builder
+	b.WriteString(e.File)
+	if e.File == "" {
+		b.WriteString("recipe")
+	}
+	if e.Line > 0 {
+		fmt.Fprintf(&b, ":%d", e.Line)
+	}
+	b.WriteString(": ")
+	if e.Where != "" {
+		b.WriteString(e.Where + ": ")
+	}
+	b.WriteString(e.Reason)
+	return b.String()
+}
+
+// ReadRecipe reads a recipe from a file. Relative paths in it become relative
+// to the file's folder.
+func ReadRecipe(file string) (*Recipe, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, &RecipeError{File: file, Reason: "cannot be read: " + errText(err)}
+	}
+	return ParseRecipe(text, file)
+}
+
+// ParseRecipe reads a recipe from its text. file names it in messages, and its
+// folder is what relative paths are relative to; it may be empty.
+func ParseRecipe(text []byte, file string) (*Recipe, error) {
+	r := &Recipe{file: file, text: string(text)}
+	doc, err := parseStrict(text, r)
+	if err != nil {
+		err.File = file
+		return nil, err
+	}
+	if where, reason := r.check(); reason != "" {
+		return nil, &RecipeError{File: file, Line: doc.line(where), Where: where, Reason: reason}
+	}
+	dir := filepath.Dir(file)
+	for _, p := range r.paths() {
+		if *p != "" && !filepath.IsAbs(*p) && file != "" {
+			*p = filepath.Join(dir, filepath.FromSlash(*p))
+		}
+	}
+	return r, nil
+}
+
+func (r *Recipe) paths() []*string {
+	paths := []*string{&r.Model.Path, &r.Output.Path}
+	for _, d := range []*Data{r.Calibration, r.Evaluate} {
+		if d != nil {
+			paths = append(paths, &d.Path, &d.Labels)
+		}
+	}
+	return paths
+}
+
+// SHA256 returns the hash of the recipe's text.
+func (r *Recipe) SHA256() string {
+	sum := sha256.Sum256([]byte(r.text))
+	return hex.EncodeToString(sum[:])
+}
+
+// check fills in defaults and returns the first fault: where and what.
+func (r *Recipe) check() (where, reason string) {
+	if r.Version != RecipeVersion {
+		return "version", fmt.Sprintf("is %d; this fettle reads version %d", r.Version, RecipeVersion)
+	}
+	if reason := oneOf(&r.Sequential, "value", "none"); reason != "" {
+		return "sequential", reason
+	}
+	if reason := oneOf(&r.OnFallback, "warn", "fail", "allow"); reason != "" {
+		return "on_fallback", reason
+	}
+	if reason := oneOf(&r.Output.Format, "compressed-tensors"); reason != "" {
+		return "output.format", reason
+	}
+	for i := range r.Output.Dense {
+		if reason := oneOf(&r.Output.Dense[i], "safetensors", "pt"); reason != "" {
+			return fmt.Sprintf("output.dense[%d]", i), reason
+		}
+	}
+	if len(r.Model.Input.Mean) != len(r.Model.Input.Std) {
+		return "model.input", fmt.Sprintf("has %d means and %d stds; give one of each per channel", len(r.Model.Input.Mean), len(r.Model.Input.Std))
+	}
+	for name, d := range map[string]*Data{"calibration": r.Calibration, "evaluate": r.Evaluate} {
+		if d == nil {
+			continue
+		}
+		if where, reason := d.check(); reason != "" {
+			return strings.TrimSuffix(name+"."+where, "."), reason
+		}
+	}
+	if len(r.Rules) == 0 {
+		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {method: adaround, bits: 4}}]}`
+	}
+	for i := range r.Rules {
+		if where, reason := r.Rules[i].check(); reason != "" {
+			return fmt.Sprintf("rules[%d]%s", i, where), reason
+		}
+	}
+	return "", ""
+}
+
+func (d *Data) check() (where, reason string) {
+	if d.Path == "" {
+		return "data", "is missing; name the file of samples"
+	}
+	if d.Format == "" {
+		return "format", "is missing; it is one of cifar10, idx, safetensors"
+	}
+	if reason := oneOf(&d.Format, "cifar10", "idx", "safetensors"); reason != "" {
+		return "format", reason
+	}
+	if d.Samples < 0 {
+		return "samples", "is negative; give a count, or leave it out for all"
+	}
+	if n := len(d.Subset); n != 0 && (n != 2 || d.Subset[0] < 0 || d.Subset[0] >= d.Subset[1]) {
+		return "subset", "must be [first, end) with 0 ≤ first < end"
+	}
+	return "", ""
+}
+
+func (rule *Rule) check() (where, reason string) {
+	if rule.Match == "" {
+		return ".match", `is missing; "*" matches every layer`
+	}
+	for pattern := range strings.SplitSeq(rule.Match, "|") {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return ".match", fmt.Sprintf("pattern %q is malformed", pattern)
+		}
+	}
+	if len(rule.Steps) > 1 {
+		return ".steps", "has more than one step; quantize is the only kind of step, once per layer"
+	}
+	for i := range rule.Steps {
+		q := rule.Steps[i].Quantize
+		if q == nil {
+			return fmt.Sprintf(".steps[%d]", i), "is empty; say quantize: {method: …, bits: …}"
+		}
+		if key, reason := q.check(); reason != "" {
+			return fmt.Sprintf(".steps[%d].quantize%s", i, key), reason
+		}
+	}
+	return "", ""
+}
+
+// matches reports whether a layer's name fits one of the rule's globs. A star
+// spans dots.
+func (rule *Rule) matches(name string) bool {
+	for pattern := range strings.SplitSeq(rule.Match, "|") {
+		if ok, _ := path.Match(pattern, name); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (q *Quantize) check() (where, reason string) {
+	if q.Method == "" {
+		return ".method", "is missing; it is one of nearest, gptq, adaround"
+	}
+	if q.Bits == 0 {
+		return ".bits", "is missing; give 2 to 8"
+	}
+	if reason := oneOf(&q.Method, "nearest", "gptq", "adaround"); reason != "" {
+		return ".method", reason
+	}
+	if q.Granularity == "" && q.GroupSize > 0 {
+		q.Granularity = "group"
+	}
+	for _, c := range []struct {
+		key     string
+		value   *string
+		allowed []string
+	}{
+		{".granularity", &q.Granularity, []string{"channel", "tensor", "group"}},
+		{".range", &q.Range, []string{"mse", "minmax"}},
+		{".scale_type", &q.ScaleType, []string{"model", "f32", "f16", "bf16"}},
+	} {
+		if reason := oneOf(c.value, c.allowed...); reason != "" {
+			return c.key, reason
+		}
+	}
+	if q.AdaRound != nil && q.Method != "adaround" {
+		return ".adaround", fmt.Sprintf("tunes a method that %s does not use; remove it", q.Method)
+	}
+	if err := q.options().Check(); err != nil {
+		return optionKey(err), errText(err)
+	}
+	return "", ""
+}
+
+// options resolves what was asked for. AdaRound and GPTQ align unless told not
+// to: it costs nothing and corrects what earlier layers lost.
+func (q *Quantize) options() quantize.Options {
+	o := quantize.Options{
+		Method: quantize.Method(q.Method), Bits: q.Bits,
+		Granularity: granularity(q.Granularity), GroupSize: q.GroupSize, Symmetric: q.Symmetric,
+		Range: quantize.Range(q.Range), Damping: q.Damping, ActOrder: q.ActOrder,
+		Align:          q.Method != "nearest",
+		BiasCorrection: q.BiasCorrection,
+	}
+	if q.Align != nil {
+		o.Align = *q.Align
+	}
+	if a := q.AdaRound; a != nil {
+		o.AdaRound = quantize.AdaRoundOptions{
+			Steps: a.Steps, LearningRate: a.LearningRate, Lambda: a.Lambda,
+			Warmup: a.Warmup, BetaStart: a.BetaStart, BetaEnd: a.BetaEnd,
+		}
+	}
+	return o.WithDefaults()
+}
+
+// oneOf gives an empty value its default, the first allowed one, and says what
+// is wrong with a value that is not allowed.
+func oneOf(value *string, allowed ...string) string {
+	if *value == "" {
+		*value = allowed[0]
+		return ""
+	}
+	for _, a := range allowed {
+		if *value == a {
+			return ""
+		}
+	}
+	hint := ""
+	if near := nearest(*value, allowed); near != "" {
+		hint = fmt.Sprintf("; did you mean %q?", near)
+	}
+	if len(allowed) == 1 {
+		return fmt.Sprintf("%q is not known; it can only be %q", *value, allowed[0])
+	}
+	return fmt.Sprintf("%q is not known%s (one of %s)", *value, hint, strings.Join(allowed, ", "))
+}

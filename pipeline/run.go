@@ -1,0 +1,268 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"github.com/fettle-dev/fettle/dataset"
+	"github.com/fettle-dev/fettle/export"
+	"github.com/fettle-dev/fettle/internal/atomicfile"
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/loader"
+	"github.com/fettle-dev/fettle/model"
+	"github.com/fettle-dev/fettle/record"
+)
+
+// Options are what a run needs beside its recipe. None of them changes the
+// bytes of what is written.
+type Options struct {
+	Workers int          // 0 means one for each processor
+	Cache   string       // folder that units are kept in; "" keeps none
+	Version string       // of the program, for the record
+	Events  func(Event)  // progress; may be nil
+	Logger  *slog.Logger // details for debugging; may be nil
+
+	// Finish is called when the output folder is complete but for what the
+	// caller adds to it, such as a report, and before it gets its name. An
+	// error leaves no folder behind. May be nil.
+	Finish func(dir string, run *record.Run) error
+}
+
+// OutputError says that the output cannot be written where it was asked for.
+type OutputError struct {
+	Path string
+	Err  error
+}
+
+func (e *OutputError) Error() string {
+	if errors.Is(e.Err, fs.ErrExist) {
+		return fmt.Sprintf("output folder %s exists; remove it or name another", e.Path)
+	}
+	return fmt.Sprintf("output folder %s cannot be written: %s", e.Path, errText(e.Err))
+}
+
+func (e *OutputError) Unwrap() error { return e.Err }
+
+// NonFiniteError says that a tensor holds a NaN or an infinity.
+type NonFiniteError struct {
+	Tensor string
+	Index  int
+	Value  float64
+}
+
+func (e *NonFiniteError) Error() string {
+	return fmt.Sprintf("tensor %s holds %v at index %d; such a model cannot be compressed", e.Tensor, e.Value, e.Index)
+}
+
+// run is one run under way.
+type run struct {
+	recipe  *Recipe
+	options Options
+	pool    *pool.Pool
+	store   *store
+	clock   clock
+	record  *record.Run
+
+	ckpt        *loader.Checkpoint
+	graph       *model.Graph
+	plan        *Plan
+	calibration *dataset.Images // nil when no method needs data and none is given
+	evaluation  *dataset.Images // nil when none is given
+	weights     *weights
+}
+
+// Run compresses a model as the recipe says and returns the record of it. The
+// output folder appears whole or not at all. Every fault that can be found
+// before work starts is found then.
+//
+// Errors: *RecipeError, *OutputError, *FallbackError, *InputError,
+// *NonFiniteError, *CacheError, ErrNothingToDo, those of package loader, model
+// and dataset, and the context's.
+func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
+	if o.Events == nil {
+		o.Events = func(Event) {}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := &run{
+		recipe: recipe, options: o, pool: pool.New(o.Workers), store: &store{dir: o.Cache},
+		clock: newClock(o.Events),
+	}
+	folder, err := r.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := folder.Discard(); err != nil {
+			o.Logger.Warn("temporary output folder stays behind", "error", err)
+		}
+	}()
+	defer r.ckpt.Close()
+	if err := r.compress(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.write(ctx, folder.Temp); err != nil {
+		return nil, err
+	}
+	if err := r.evaluate(ctx, folder.Temp); err != nil {
+		return nil, err
+	}
+	if err := r.finish(ctx, folder); err != nil {
+		return nil, err
+	}
+	return r.record, nil
+}
+
+// open checks everything that can be checked without computing, and makes the
+// folder that output is gathered in.
+func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
+	r.clock.enter(StageOpen)
+	if r.recipe.Output.Path == "" {
+		return nil, &RecipeError{File: r.recipe.file, Where: "output.path", Reason: "is missing; name the output folder there or on the command line"}
+	}
+	if r.ckpt, r.graph, err = openModel(ctx, r.recipe); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = r.ckpt.Close() // only read from
+		}
+	}()
+	if r.plan, err = makePlan(r.recipe, r.ckpt, r.graph); err != nil {
+		return nil, err
+	}
+	if err := r.openData(ctx); err != nil {
+		return nil, err
+	}
+	if folder, err = atomicfile.NewFolder(r.recipe.Output.Path); err != nil {
+		return nil, &OutputError{Path: r.recipe.Output.Path, Err: err}
+	}
+	defer func() {
+		if err != nil {
+			_ = folder.Discard() // empty so far
+		}
+	}()
+	r.weights = &weights{ckpt: r.ckpt, solutions: map[string]*layer.Solution{}, replaced: map[string][]float32{}}
+	return folder, r.startRecord(ctx)
+}
+
+func (r *run) startRecord(ctx context.Context) error {
+	sha, err := r.ckpt.SHA256(ctx)
+	if err != nil {
+		return err
+	}
+	r.record = &record.Run{
+		Version: record.Version,
+		Tool: record.Tool{
+			Name: "fettle", Version: r.options.Version, Go: runtime.Version(),
+			OS: runtime.GOOS, Arch: runtime.GOARCH, Kernels: blas.Path, Workers: r.pool.Workers(),
+		},
+		Started: time.Now().UTC().Truncate(time.Second),
+		Recipe:  record.Recipe{Path: r.recipe.file, SHA256: r.recipe.SHA256(), Text: r.recipe.text},
+		Source: record.Source{
+			Path: r.ckpt.Path(), Format: string(r.ckpt.Format()), Bytes: r.ckpt.Size(), SHA256: sha,
+			Architecture: r.graph.Architecture, Tensors: len(r.ckpt.Tensors()), UnknownClasses: r.ckpt.UnknownClasses(),
+		},
+		Sequential: r.recipe.Sequential,
+		Units:      record.Units{Dir: r.options.Cache},
+	}
+	for _, t := range r.ckpt.Tensors() {
+		r.record.Source.Parameters += t.Elements()
+	}
+	for _, t := range r.plan.Kept {
+		r.record.Kept = append(r.record.Kept, record.Tensor{Name: t.Name, DType: t.DType.String(), Shape: t.Shape, Bytes: t.Bytes()})
+	}
+	r.record.Data = append(r.record.Data, dataRecord("calibration", r.recipe.Calibration, r.calibration)...)
+	r.record.Data = append(r.record.Data, dataRecord("evaluation", r.recipe.Evaluate, r.evaluation)...)
+	return nil
+}
+
+func (r *run) exportInput() export.Input {
+	return export.Input{
+		Checkpoint: r.ckpt, Solutions: r.weights.solutions, Replaced: r.weights.replaced,
+		Architecture: r.graph.Architecture, Tool: "fettle",
+	}
+}
+
+// write writes the compressed model, and the dense one where asked for, and
+// reads both back.
+func (r *run) write(ctx context.Context, dir string) error {
+	r.clock.enter(StageWrite)
+	files, err := export.CompressedTensors(ctx, dir, r.exportInput())
+	if err != nil {
+		return r.outputError(ctx, err)
+	}
+	for _, format := range r.recipe.Output.Dense {
+		file, err := export.Dense(ctx, dir, export.DenseFormat(format), r.exportInput())
+		if err != nil {
+			return r.outputError(ctx, err)
+		}
+		files = append(files, file)
+	}
+	r.clock.enter(StageVerify)
+	if err := export.Verify(ctx, dir, r.exportInput()); err != nil {
+		return err
+	}
+	out := &r.record.Output
+	out.Format, out.Files, out.AverageBits = r.recipe.Output.Format, files, r.plan.AverageBits()
+	var written int64
+	for _, f := range files {
+		written += f.Bytes
+		if f.Role == "weights" {
+			out.WeightBytes += f.Bytes
+		}
+	}
+	r.clock.addBytes(StageWrite, written)
+	r.clock.addBytes(StageVerify, out.WeightBytes)
+	if out.WeightBytes != r.plan.WeightBytes {
+		return fmt.Errorf("the plan foretold %d bytes of weights and %d were written; please report this", r.plan.WeightBytes, out.WeightBytes)
+	}
+	out.Ratio = float64(out.WeightBytes) / float64(r.record.Source.Bytes)
+	return nil
+}
+
+// outputError tells a fault of the output folder from one of the input.
+func (r *run) outputError(ctx context.Context, err error) error {
+	var p *fs.PathError
+	if ctx.Err() == nil && errors.As(err, &p) {
+		return &OutputError{Path: r.recipe.Output.Path, Err: err}
+	}
+	return err
+}
+
+// finish writes the record and the manifest and gives the folder its name.
+func (r *run) finish(ctx context.Context, folder *atomicfile.Folder) error {
+	r.clock.enter(StageWrite)
+	dir := folder.Temp
+	digest, err := export.WriteManifest(dir, r.record.Source.SHA256, r.record.Recipe.SHA256, r.record.Output.Files)
+	if err != nil {
+		return r.outputError(ctx, err)
+	}
+	r.record.Output.ManifestSHA256 = digest
+	r.record.Units.Reused, r.record.Units.Computed = r.store.reused, r.store.computed
+	r.record.Stages, r.record.Seconds = r.clock.stages()
+	r.record.PeakRSS = peakRSS()
+	if err := writeRecord(dir, r.record); err != nil {
+		return r.outputError(ctx, err)
+	}
+	if r.options.Finish != nil {
+		if err := r.options.Finish(dir, r.record); err != nil {
+			return r.outputError(ctx, err)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := folder.Commit(); err != nil {
+		return &OutputError{Path: r.recipe.Output.Path, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,374 @@
+package report
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// px is a length or a place in a drawing. It prints with two digits at most,
+// and never as something that is no number.
+type px float64
+
+func (p px) String() string {
+	x := math.Round(100*float64(p)) / 100
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		x = 0
+	}
+	return strconv.FormatFloat(x, 'f', -1, 64)
+}
+
+// treemap shows bytes as areas. Places are in percent of the drawing, so that
+// text keeps its size on any screen.
+type treemap struct {
+	Cells   []cell
+	Summary string // for those who do not see it
+}
+
+type cell struct {
+	X, Y, W, H px
+	Class      string
+	Label      string // empty where there is no room
+	Size       string // likewise
+	Title      string
+	bytes      int64
+}
+
+// The size in pixels that a treemap is laid out for. Screens are wider or a
+// little narrower.
+const treemapWidth, treemapHeight = 420, 280
+
+// newTreemaps returns the bytes of layers, of all kept tensors together, and
+// of the rest, before and after.
+func newTreemaps(p *page) (before, after treemap) {
+	names := make([]string, len(p.Layers))
+	for i, l := range p.Layers {
+		names[i] = l.Name
+	}
+	names = shortNames(names)
+	var b, a []cell
+	for i, l := range p.Layers {
+		c := cell{Class: bitsClass(l.Bits), Label: names[i], Title: l.Name}
+		b = append(b, c.of(l.SourceBytes))
+		a = append(a, c.of(l.Bytes))
+	}
+	kept, restBefore, restAfter := remainders(p.Run)
+	k := cell{Class: "kept", Label: "kept", Title: plural(len(p.Run.Kept), "kept tensor", "kept tensors")}
+	r := cell{Class: "rest", Label: "headers", Title: "headers and the rest of the file"}
+	return newTreemap(append(b, k.of(kept), r.of(restBefore))), newTreemap(append(a, k.of(kept), r.of(restAfter)))
+}
+
+func (c cell) of(bytes int64) cell {
+	c.bytes = bytes
+	return c
+}
+
+// newTreemap places the cells. Those without bytes are left out.
+func newTreemap(cells []cell) treemap {
+	cells = slices.DeleteFunc(cells, func(c cell) bool { return c.bytes <= 0 })
+	slices.SortStableFunc(cells, func(a, b cell) int { return cmp.Compare(b.bytes, a.bytes) })
+	total := 0.0
+	for _, c := range cells {
+		total += float64(c.bytes)
+	}
+	areas := make([]float64, len(cells))
+	for i, c := range cells {
+		areas[i] = float64(c.bytes) / total * treemapWidth * treemapHeight
+	}
+	var largest []string
+	for i, r := range squarify(areas, rect{0, 0, treemapWidth, treemapHeight}) {
+		c := &cells[i]
+		c.X, c.W = px(100*r.x/treemapWidth), px(100*r.w/treemapWidth)
+		c.Y, c.H = px(100*r.y/treemapHeight), px(100*r.h/treemapHeight)
+		c.Title += fmt.Sprintf(": %s, %s", size(c.bytes), percent(float64(c.bytes)/total))
+		if i < 3 {
+			largest = append(largest, c.Title)
+		}
+		c.label(r)
+	}
+	summary := "Nothing to show."
+	if len(cells) > 0 {
+		summary = "Largest: " + strings.Join(largest, "; ") + ". The table of layers lists every one."
+	}
+	return treemap{cells, summary}
+}
+
+// label decides what of the cell's texts fits.
+func (c *cell) label(r rect) {
+	const letter, line, padding = 6.3, 14, 5
+	room := int((r.w - 2*padding) / letter)
+	if room < 6 || r.h < line+padding {
+		c.Label = ""
+		return
+	}
+	c.Label = clip(c.Label, room)
+	if s := size(c.bytes); r.h >= 2*line+padding && len([]rune(s)) <= room {
+		c.Size = s
+	}
+}
+
+type rect struct{ x, y, w, h float64 }
+
+// squarify cuts the box into one rectangle for each area, largest first, and
+// keeps them close to squares (Bruls, Huizing and van Wijk, "Squarified
+// Treemaps", 2000, section 3). The areas add up to the box's.
+func squarify(areas []float64, box rect) []rect {
+	out := make([]rect, 0, len(areas))
+	for len(areas) > 0 {
+		side := min(box.w, box.h)
+		if side <= 0 { // rounding has eaten the rest of the box
+			return append(out, make([]rect, len(areas))...)
+		}
+		n, sum := 1, areas[0]
+		for n < len(areas) && worstAspect(areas[0], areas[n], sum+areas[n], side) <= worstAspect(areas[0], areas[n-1], sum, side) {
+			sum += areas[n]
+			n++
+		}
+		depth := min(sum/side, max(box.w, box.h))
+		at := 0.0
+		for _, a := range areas[:n] {
+			length := side * a / sum
+			if box.w >= box.h {
+				out = append(out, rect{box.x, box.y + at, depth, length})
+			} else {
+				out = append(out, rect{box.x + at, box.y, length, depth})
+			}
+			at += length
+		}
+		if box.w >= box.h {
+			box.x, box.w = box.x+depth, box.w-depth
+		} else {
+			box.y, box.h = box.y+depth, box.h-depth
+		}
+		areas = areas[n:]
+	}
+	return out
+}
+
+// worstAspect returns the largest ratio of sides in a row of rectangles along
+// a side, from the largest and the smallest area in it and their sum.
+func worstAspect(largest, smallest, sum, side float64) float64 {
+	return max(side*side*largest/(sum*sum), sum*sum/(side*side*smallest))
+}
+
+// depthChart shows relative errors in the order of the data, on a logarithmic
+// scale.
+type depthChart struct {
+	Width, Height            px
+	Left, Right, Top, Bottom px // of the plot
+	StripY                   px // of the strip of bit widths
+	LabelY                   px
+	Ticks                    []tick
+	Points                   []depthPoint
+	Solved, Nearest          []string // points of lines; a gap starts a new one
+	Radius                   px
+	Summary                  string
+}
+
+type tick struct {
+	Y     px
+	Label string
+	Minor bool
+}
+
+type depthPoint struct {
+	X, Column, ColumnWidth px
+	Y, NearestY            px
+	HasSolved, HasNearest  bool
+	Zero                   bool // the error is 0, which has no place on the scale
+	Class                  string
+	Label                  string // under the axis; empty where there is no room
+	Title                  string
+}
+
+const (
+	depthWidth  = 1160
+	depthLeft   = 52
+	depthPlot   = 230 // height
+	depthTop    = 10
+	namedLayers = 30 // more layers are numbered, not named
+)
+
+func newDepthChart(layers []layerRow) depthChart {
+	lo, hi := errorDecades(layers)
+	c := depthChart{
+		Width: depthWidth, Left: depthLeft, Right: depthWidth - 8,
+		Top: depthTop, Bottom: depthTop + depthPlot,
+		StripY: depthTop + depthPlot + 4, LabelY: depthTop + depthPlot + 28,
+		Height: depthTop + depthPlot + 40,
+		Ticks:  newTicks(lo, hi),
+		Radius: 3.2,
+	}
+	named := len(layers) <= namedLayers
+	if named {
+		c.Height += 75
+	}
+	if len(layers) > 120 {
+		c.Radius = 1.6
+	}
+	names := make([]string, len(layers))
+	for i, l := range layers {
+		names[i] = l.Name
+	}
+	names = shortNames(names)
+	step := labelStep(len(layers))
+	width := (c.Right - c.Left) / px(max(1, len(layers)))
+	for i, l := range layers {
+		p := depthPoint{
+			X: c.Left + (px(i)+0.5)*width, Column: c.Left + px(i)*width, ColumnWidth: width,
+			Class: bitsClass(l.Bits),
+			Title: fmt.Sprintf("%d. %s, %s: error %s, nearest %s", l.Index, l.Name,
+				plural(l.Bits, "bit", "bits"), relative(l.RelativeError), relative(l.NearestRelativeError)),
+		}
+		if p.HasSolved = l.RelativeError != nil; p.HasSolved {
+			p.Y, p.Zero = depthY(*l.RelativeError, lo, hi), *l.RelativeError <= 0
+		}
+		if p.HasNearest = l.NearestRelativeError != nil; p.HasNearest {
+			p.NearestY = depthY(*l.NearestRelativeError, lo, hi)
+		}
+		if named {
+			p.Label = clip(names[i], 18)
+		} else if l.Index == 1 || l.Index%step == 0 {
+			p.Label = strconv.Itoa(l.Index)
+		}
+		c.Points = append(c.Points, p)
+	}
+	c.Solved = lines(c.Points, func(p depthPoint) (px, bool) { return p.Y, p.HasSolved })
+	c.Nearest = lines(c.Points, func(p depthPoint) (px, bool) { return p.NearestY, p.HasNearest })
+	c.Summary = depthSummary(layers)
+	return c
+}
+
+// Named says whether labels are names, which are drawn slanted.
+func (c depthChart) Named() bool { return len(c.Points) <= namedLayers }
+
+// TickX is where labels of the scale end.
+func (c depthChart) TickX() px { return c.Left - 6 }
+
+// PlotHeight is the height of the plot alone.
+func (c depthChart) PlotHeight() px { return c.Bottom - c.Top }
+
+// LabelY is the baseline of the tick's label.
+func (t tick) LabelY() px { return t.Y + 4 }
+
+// Triangle draws the mark of an error of 0, which points at the edge below.
+func (p depthPoint) Triangle() string {
+	return fmt.Sprintf("M%s %sh8l-4 8z", p.X-4, p.Y-8)
+}
+
+// errorDecades returns the powers of ten that hold every positive error.
+func errorDecades(layers []layerRow) (lo, hi int) {
+	smallest, largest := math.Inf(1), 0.0
+	for _, l := range layers {
+		for _, e := range []*float64{l.RelativeError, l.NearestRelativeError} {
+			if e != nil && *e > 0 {
+				smallest, largest = min(smallest, *e), max(largest, *e)
+			}
+		}
+	}
+	if largest == 0 {
+		return -3, 0
+	}
+	lo, hi = int(math.Floor(math.Log10(smallest))), int(math.Ceil(math.Log10(largest)))
+	return lo, max(hi, lo+1)
+}
+
+// depthY returns the height of an error; those of 0 lie on the bottom edge.
+func depthY(e float64, lo, hi int) px {
+	if e <= 0 {
+		return depthTop + depthPlot
+	}
+	return px(depthTop + depthPlot*(float64(hi)-math.Log10(e))/float64(hi-lo))
+}
+
+// newTicks returns a tick for each power of ten, fewer where they would crowd,
+// and ticks at 2 and 5 where there is room.
+func newTicks(lo, hi int) []tick {
+	step := (hi-lo)/8 + 1
+	var ticks []tick
+	for e := lo; e <= hi; e += step {
+		value := math.Pow10(e)
+		ticks = append(ticks, tick{Y: depthY(value, lo, hi), Label: powerLabel(e)})
+		if e == hi || hi-lo > 3 {
+			continue
+		}
+		for _, m := range []float64{2, 5} {
+			ticks = append(ticks, tick{Y: depthY(m*value, lo, hi), Minor: true})
+		}
+	}
+	return ticks
+}
+
+// powerLabel writes a power of ten.
+func powerLabel(e int) string {
+	if e == 0 {
+		return "1"
+	}
+	superscript := strings.NewReplacer("-", "⁻", "0", "⁰", "1", "¹", "2", "²", "3", "³", "4", "⁴",
+		"5", "⁵", "6", "⁶", "7", "⁷", "8", "⁸", "9", "⁹")
+	return "10" + superscript.Replace(strconv.Itoa(e))
+}
+
+// labelStep returns every how many layers a number stands under the axis.
+func labelStep(layers int) int {
+	for step := 1; ; step *= 10 {
+		for _, m := range []int{1, 2, 5} {
+			if layers <= 30*step*m {
+				return step * m
+			}
+		}
+	}
+}
+
+// lines joins neighbouring points that have a height.
+func lines(points []depthPoint, height func(depthPoint) (px, bool)) []string {
+	var out []string
+	var line []string
+	flush := func() {
+		if len(line) > 1 {
+			out = append(out, strings.Join(line, " "))
+		}
+		line = nil
+	}
+	for _, p := range points {
+		y, ok := height(p)
+		if !ok {
+			flush()
+			continue
+		}
+		line = append(line, p.X.String()+","+y.String())
+	}
+	flush()
+	return out
+}
+
+// depthSummary says in words what the chart shows.
+func depthSummary(layers []layerRow) string {
+	measured, lower := 0, 0
+	var best, worst *layerRow
+	for i := range layers {
+		l := &layers[i]
+		if l.RelativeError == nil {
+			continue
+		}
+		measured++
+		if l.NearestRelativeError != nil && *l.RelativeError < *l.NearestRelativeError {
+			lower++
+		}
+		if best == nil || *l.RelativeError < *best.RelativeError {
+			best = l
+		}
+		if worst == nil || *l.RelativeError > *worst.RelativeError {
+			worst = l
+		}
+	}
+	if measured == 0 {
+		return "No layer's error was measured."
+	}
+	return fmt.Sprintf("Relative error of %s in the order of the data, logarithmic scale: from %s (%s) to %s (%s), below that of nearest rounding in %s of them.",
+		plural(measured, "layer", "layers"), relative(best.RelativeError), best.Name,
+		relative(worst.RelativeError), worst.Name, count(lower))
+}

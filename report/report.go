@@ -1,0 +1,96 @@
+// Package report turns a run's record into one HTML file that needs nothing
+// else: no network, no script and no font. The record is embedded in it as
+// JSON, so that another viewer can read it back from the file.
+package report
+
+import (
+	"embed"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io"
+
+	"github.com/fettle-dev/fettle/record"
+)
+
+//go:embed assets
+var assets embed.FS
+
+var pageTemplate = template.Must(template.New("page.html").Funcs(functions).ParseFS(assets, "assets/*"))
+
+// HTML writes the report of a run to w. The output depends on the record
+// alone. It fails where w does, and for a record that holds a number which is
+// not finite.
+func HTML(w io.Writer, run *record.Run) error {
+	p, err := newPage(run)
+	if err != nil {
+		return err
+	}
+	if err := pageTemplate.Execute(w, p); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}
+
+// page is what the template shows beside the record itself.
+type page struct {
+	Run      *record.Run
+	Title    string // the model's name
+	Headline headline
+	Size     sizes
+
+	Layers    []layerRow
+	Totals    layerRow
+	HasErrors bool // some layer's error was measured
+	HasSoft   bool
+
+	Fallbacks []fallbackRow
+	FellBack  int // layers with fallbacks
+
+	Groups   []groupRow
+	Before   treemap
+	After    treemap
+	Depth    depthChart
+	Largest  []tensorRow
+	Worst    []layerRow
+	Stages   []stageRow
+	Commands []string
+
+	JSON template.JS
+}
+
+func newPage(run *record.Run) (*page, error) {
+	// Marshal escapes <, >, & and the line separators, so that no name ends
+	// the script element that holds the record.
+	data, err := json.Marshal(run)
+	if err != nil {
+		return nil, fmt.Errorf("report: record cannot be embedded: %w", err)
+	}
+	p := &page{
+		Run:      run,
+		Title:    baseName(run.Source.Path),
+		Size:     newSizes(run),
+		Layers:   newLayerRows(run),
+		Stages:   newStageRows(run),
+		Commands: commands(run),
+		JSON:     template.JS(data), //nolint:gosec // escaped by Marshal, see above
+	}
+	p.Totals = totalRow(p.Layers)
+	for _, l := range p.Layers {
+		p.HasErrors = p.HasErrors || l.RelativeError != nil
+		p.HasSoft = p.HasSoft || l.SoftRelativeError != nil
+		for _, f := range l.Fallbacks {
+			p.Fallbacks = append(p.Fallbacks, fallbackRow{f, l.Name})
+		}
+		if len(l.Fallbacks) > 0 {
+			p.FellBack++
+		}
+	}
+	p.Headline = newHeadline(p)
+	p.Groups = newGroupRows(p)
+	p.Before, p.After = newTreemaps(p)
+	p.Depth = newDepthChart(p.Layers)
+	p.Largest = largestTensors(run)
+	p.Worst = worstLayers(p.Layers)
+	return p, nil
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	"gonum.org/v1/gonum/blas/blas32"
@@ -112,6 +113,60 @@ func Dequantized(m *export.Model) model.Weights {
 		}
 		return data, finite(name, data)
 	}
+}
+
+// Measured is what Evaluate found.
+type Measured struct {
+	Samples int
+	record.Metrics
+}
+
+// Evaluate measures one model on the recipe's evaluation data: a checkpoint,
+// or a folder that Run wrote, whose weights are dequantized as they are read.
+// The recipe's rules play no part.
+func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error) {
+	if recipe.Evaluate == nil {
+		return nil, &RecipeError{File: recipe.file, Where: "evaluate", Reason: "is missing; name the data: evaluate: {data: …, format: …}"}
+	}
+	written, err := openWritten(ctx, recipe.Model.Path)
+	if err != nil {
+		return nil, err
+	}
+	if written == nil {
+		ckpt, graph, err := openModel(ctx, recipe)
+		if err != nil {
+			return nil, err
+		}
+		defer ckpt.Close()
+		return measure(ctx, recipe, o, graph, model.Stored(ckpt))
+	}
+	defer written.Close()
+	graph, err := buildGraph(written.Tensors(), recipe)
+	if err != nil {
+		return nil, err
+	}
+	return measure(ctx, recipe, o, graph, Dequantized(written))
+}
+
+// openWritten opens a folder that Run wrote; nil when path is something else.
+func openWritten(ctx context.Context, path string) (*export.Model, error) {
+	if _, err := os.Stat(filepath.Join(path, record.ManifestName)); err != nil {
+		return nil, nil
+	}
+	return export.Open(ctx, path)
+}
+
+func measure(ctx context.Context, recipe *Recipe, o Options, g *model.Graph, w model.Weights) (*Measured, error) {
+	data, err := OpenImages(ctx, recipe.Evaluate, g, recipe.Model.Input)
+	if err != nil {
+		return nil, err
+	}
+	logits, err := Logits(ctx, pool.New(o.Workers), g, w, data, nil)
+	if err != nil {
+		return nil, err
+	}
+	m, err := evaluate.Metrics(logits, data.Labels())
+	return &Measured{Samples: data.N, Metrics: m}, err
 }
 
 func encodeLogits(w io.Writer, m blas32.General) error {

@@ -84,14 +84,22 @@ func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph
 	if err != nil {
 		return nil, nil, err
 	}
-	graph, err := model.Build(ckpt.Tensors(), model.Options{
+	graph, err := buildGraph(ckpt.Tensors(), r)
+	if err != nil {
+		_ = ckpt.Close() // only read from
+		return nil, nil, err
+	}
+	return ckpt, graph, nil
+}
+
+func buildGraph(tensors []loader.Tensor, r *Recipe) (*model.Graph, error) {
+	graph, err := model.Build(tensors, model.Options{
 		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape,
 	})
 	if err != nil {
-		_ = ckpt.Close() // only read from
-		return nil, nil, fmt.Errorf("%s: %w", r.Model.Path, err)
+		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
 	}
-	return ckpt, graph, nil
+	return graph, nil
 }
 
 func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, error) {

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/fettle-dev/fettle/internal/atomicfile"
+	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/record"
+	"github.com/fettle-dev/fettle/report"
+)
+
+// recipeFlags say what to do, for the commands that read a recipe.
+func recipeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "recipe", Aliases: []string{"r"}, Usage: "the recipe, a YAML `FILE`"},
+		&cli.StringFlag{Name: "calibration", Usage: "calibration data, in place of the recipe's: a `FILE` of the recipe's format"},
+		&cli.StringFlag{Name: "evaluate", Usage: "evaluation data, in place of the recipe's: a `FILE` of the recipe's format"},
+	}
+}
+
+func compressCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "compress",
+		Usage:     "compress a checkpoint as a recipe says",
+		ArgsUsage: "MODEL",
+		Description: `Reads MODEL (a PyTorch .pt, .pth or .th, or safetensors), compresses the
+layers that the recipe's rules match, and writes a folder with the weights, a
+manifest of hashes, the record of the run as JSON and a report as HTML.
+The folder appears when everything in it is written and has been read back.
+
+  fettle compress resnet20.th --recipe adaround-w4.yaml --out OUT`,
+		Flags: append(recipeFlags(),
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "output `FOLDER`; must not exist yet"},
+			&cli.StringSliceFlag{Name: "dense", Usage: "also write the dequantized model: safetensors or pt"},
+			&cli.IntFlag{Name: "workers", Usage: "goroutines that compute; 0 means one for each processor"},
+			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` where finished units are kept and found again", EnvVars: []string{"FETTLE_CACHE"}, DefaultText: "the user's cache folder"},
+			&cli.BoolFlag{Name: "no-cache", Usage: "keep nothing and reuse nothing"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress, no summary; only errors"},
+		),
+		Action: func(c *cli.Context) error {
+			recipe, err := readRecipe(c)
+			if err != nil {
+				return err
+			}
+			if out := c.String("out"); out != "" {
+				recipe.Output.Path = out
+			}
+			if recipe.Output.Path == "" {
+				return usagef("no output folder; add --out FOLDER, or output: {path: …} to the recipe")
+			}
+			if err := addDense(recipe, c.StringSlice("dense")); err != nil {
+				return err
+			}
+			cache, err := cacheFolder(c)
+			if err != nil {
+				return err
+			}
+			progress := newProgress(c.App.ErrWriter, c.Bool("quiet"))
+			run, err := pipeline.Run(c.Context, recipe, pipeline.Options{
+				Workers: c.Int("workers"), Cache: cache, Version: versionString(),
+				Events: progress.event,
+				Finish: writeReport,
+			})
+			progress.close()
+			if err != nil {
+				return err
+			}
+			if c.Bool("quiet") {
+				return nil
+			}
+			return printSummary(c.App.Writer, run, recipe.Output.Path)
+		},
+	}
+}
+
+// readRecipe reads the recipe that a command names and puts what the command
+// line says in its place.
+func readRecipe(c *cli.Context) (*pipeline.Recipe, error) {
+	if c.String("recipe") == "" {
+		return nil, usagef("no recipe; add --recipe FILE (the recipes folder of the project has some)")
+	}
+	recipe, err := pipeline.ReadRecipe(c.String("recipe"))
+	if err != nil {
+		return nil, err
+	}
+	if c.NArg() > 0 || recipe.Model.Path == "" {
+		if recipe.Model.Path, err = oneArgument(c, "MODEL"); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range []struct {
+		flag string
+		data **pipeline.Data
+	}{{"calibration", &recipe.Calibration}, {"evaluate", &recipe.Evaluate}} {
+		path := c.String(d.flag)
+		if path == "" {
+			continue
+		}
+		if *d.data == nil {
+			return nil, usagef("--%s names a file, and the recipe does not say how to read it; add %s: {data: …, format: …} to the recipe", d.flag, d.flag)
+		}
+		(*d.data).Path = path
+	}
+	return recipe, nil
+}
+
+func addDense(recipe *pipeline.Recipe, formats []string) error {
+	for _, f := range formats {
+		if f != "safetensors" && f != "pt" {
+			return usagef("--dense %s is not known; it is safetensors or pt", f)
+		}
+		recipe.Output.Dense = append(recipe.Output.Dense, f)
+	}
+	return nil
+}
+
+func cacheFolder(c *cli.Context) (string, error) {
+	if c.Bool("no-cache") {
+		return "", nil
+	}
+	if dir := c.String("cache"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", usagef("no cache folder is known here (%w); name one with --cache, or use --no-cache", err)
+	}
+	return filepath.Join(dir, "fettle"), nil
+}
+
+func writeReport(dir string, run *record.Run) error {
+	return atomicfile.Write(filepath.Join(dir, record.ReportName), func(w io.Writer) error {
+		return report.HTML(w, run)
+	})
+}
+
+// printSummary says what came out, in a few lines.
+func printSummary(w io.Writer, run *record.Run, out string) error {
+	p := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
+	p("%-10s %s → %s (%.1f %% of the source, %.2f bits per compressed weight)", "size",
+		bytesText(run.Source.Bytes), bytesText(run.Output.WeightBytes), 100*run.Output.Ratio, run.Output.AverageBits)
+	if e := run.Evaluation; e != nil {
+		tied := ""
+		if e.Tied {
+			tied = ", tied"
+		}
+		p("%-10s %.2f %% → %.2f %% on %d samples (drop %.2f points, 95 %% interval %.2f … %.2f%s)", "accuracy",
+			e.Original.Top1, e.Compressed.Top1, e.Samples, e.AccuracyDrop, e.Interval[0], e.Interval[1], tied)
+		p("%-10s loss %.4f → %.4f, KL %.4f, %d predictions changed", "outputs",
+			e.Original.Loss, e.Compressed.Loss, e.KL, e.Changed)
+	}
+	if n := fallbackCount(run); n > 0 {
+		p("%-10s %d layers did not get what the recipe asked for; the report names them", "fallbacks", n)
+	}
+	p("%-10s %.1f s, %d units computed, %d reused, peak memory %s", "work",
+		run.Seconds, run.Units.Computed, run.Units.Reused, bytesText(run.PeakRSS))
+	p("%-10s %s", "digest", run.Output.ManifestSHA256)
+	p("%-10s %s", "report", filepath.Join(out, record.ReportName))
+	return nil
+}
+
+func fallbackCount(run *record.Run) int {
+	n := 0
+	for _, l := range run.Layers {
+		if len(l.Fallbacks) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// bytesText writes a size as people read it: KB is 1,000 bytes.
+func bytesText(n int64) string {
+	switch f := float64(n); {
+	case n < 1000:
+		return fmt.Sprintf("%d B", n)
+	case n < 1_000_000:
+		return fmt.Sprintf("%.1f KB", f/1e3)
+	case n < 1_000_000_000:
+		return fmt.Sprintf("%.1f MB", f/1e6)
+	default:
+		return fmt.Sprintf("%.2f GB", f/1e9)
+	}
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/fettle-dev/fettle/pipeline"
+)
+
+func evaluateCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "evaluate",
+		Usage:     "measure a checkpoint, or what fettle wrote, on the recipe's evaluation data",
+		ArgsUsage: "MODEL",
+		Description: `MODEL is a checkpoint, or an output folder of fettle compress, whose weights
+are dequantized as they are read. The recipe names the data and how it is
+normalized; its rules play no part.
+
+  fettle evaluate OUT --recipe adaround-w4.yaml`,
+		Flags: append(recipeFlags(),
+			&cli.IntFlag{Name: "workers", Usage: "goroutines that compute; 0 means one for each processor"},
+		),
+		Action: func(c *cli.Context) error {
+			recipe, err := readRecipe(c)
+			if err != nil {
+				return err
+			}
+			result, err := pipeline.Evaluate(c.Context, recipe, pipeline.Options{Workers: c.Int("workers")})
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.App.Writer, "%d of %d right (%.2f %%), mean loss %.6f\n", result.Correct, result.Samples, result.Top1, result.Loss)
+			return err
+		},
+	}
+}

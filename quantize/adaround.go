@@ -1,0 +1,191 @@
+package quantize
+
+import (
+	"context"
+	"math"
+
+	"gonum.org/v1/gonum/blas/blas32"
+	"gonum.org/v1/gonum/blas/blas64"
+
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/layer"
+)
+
+// adaRows is the number of rows that one task solves: one matrix product for
+// all of them in each step.
+const adaRows = 32
+
+// adaRound solves all rows, in blocks. Each row takes the best, by its damped
+// error, of these up/down choices after greedy descent by single flips:
+// nearest rounding, GPTQ's pass in the order of descending diag(H) with codes
+// bounded to up/down, and the learned one.
+func (s *solver) adaRound(ctx context.Context) error {
+	singles := make([]blas32.General, len(s.grams))
+	for g := range s.grams {
+		singles[g] = unitDiagonal32(s.grams[g].h)
+	}
+	s.soft = make([]float32, len(s.solution.Codes))
+	blocks := s.rowBlocks(adaRows)
+	return s.pool.For(ctx, len(blocks), func(i int) error {
+		b := blocks[i]
+		g, n := &s.grams[b.group], s.target.Cols
+		codes, soft := s.solution.Codes[b.from*n:b.to*n], s.soft[b.from*n:b.to*n]
+		c := newChoices(rowsOf(s.target, b.from, b.to), &s.solution.Grid, b.from)
+		learned, err := s.learn(ctx, c, g, singles[b.group], soft)
+		if err != nil {
+			return err
+		}
+		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, floors: c.floors, ceils: c.ceils}
+		if err := q.run(ctx, c.target, b.from, codes); err != nil {
+			return err
+		}
+		ups := [][]bool{c.nearest(), c.upsOf(codes), learned}
+		return c.best(ctx, g.h, ups, codes)
+	})
+}
+
+// unitDiagonal32 returns h divided by the mean of its diagonal.
+func unitDiagonal32(h blas64.General) blas32.General {
+	mean := linalg.MeanDiagonal(h)
+	a := blas32.General{Rows: h.Rows, Cols: h.Cols, Stride: h.Cols, Data: make([]float32, h.Rows*h.Cols)}
+	for i := range h.Rows {
+		for j, v := range rowOf64(h, i) {
+			a.Data[i*a.Stride+j] = float32(v / mean)
+		}
+	}
+	return a
+}
+
+// choices are the two codes that each weight of some rows may take: its floor
+// on the grid and the code above, clipped to the grid's range. A weight outside
+// the range has only one. All slices are row-major like target.
+type choices struct {
+	target        blas64.General // W̃
+	floors, ceils []int8
+	down, up      []float64 // the values of floors and ceils
+}
+
+func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
+	n := target.Cols
+	size := target.Rows * n
+	c := &choices{
+		target: target,
+		floors: make([]int8, size), ceils: make([]int8, size),
+		down: make([]float64, size), up: make([]float64, size),
+	}
+	lo, hi := grid.Range()
+	for r := range target.Rows {
+		for j, w := range rowOf64(target, r) {
+			s := stepAt(grid, grid.Index(first+r, j, n))
+			f := math.Floor(w/float64(s.scale)) + float64(s.zero)
+			floor := int(min(max(f, float64(lo)), float64(hi)))
+			ceil := int(min(max(f+1, float64(lo)), float64(hi)))
+			k := r*n + j
+			c.floors[k], c.ceils[k] = int8(floor), int8(ceil)
+			c.down[k], c.up[k] = float64(s.value(floor)), float64(s.value(ceil))
+		}
+	}
+	return c
+}
+
+// fraction returns where between down and up the target lies, 0…1, and whether
+// there is a choice.
+func (c *choices) fraction(k int) (r float64, free bool) {
+	if c.floors[k] == c.ceils[k] {
+		return 0, false
+	}
+	w := c.target.Data[k/c.target.Cols*c.target.Stride+k%c.target.Cols]
+	return min(max((w-c.down[k])/(c.up[k]-c.down[k]), 0), 1), true
+}
+
+// nearest returns the choice of nearest rounding, half to even.
+func (c *choices) nearest() []bool {
+	ups := make([]bool, len(c.floors))
+	for k := range ups {
+		r, free := c.fraction(k)
+		ups[k] = free && (r > 0.5 || r == 0.5 && c.floors[k]&1 != 0)
+	}
+	return ups
+}
+
+// upsOf returns the choice that codes stand for.
+func (c *choices) upsOf(codes []int8) []bool {
+	ups := make([]bool, len(codes))
+	for k, code := range codes {
+		ups[k] = code != c.floors[k]
+	}
+	return ups
+}
+
+// best writes for each row the codes of the candidate with the least damped
+// error after descent; the first of equals.
+func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]bool, codes []int8) error {
+	rows, n := c.target.Rows, c.target.Cols
+	least := make([]float64, rows)
+	d, hd := linalg.NewGeneral(rows, n), linalg.NewGeneral(rows, n)
+	for i, ups := range candidates {
+		for r := range rows {
+			for j, w := range rowOf64(c.target, r) {
+				k := r*n + j
+				d.Data[k] = c.down[k] - w
+				if ups[k] {
+					d.Data[k] = c.up[k] - w
+				}
+			}
+		}
+		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, d, h, 0, hd); err != nil {
+			return err
+		}
+		for r := range rows {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			cost := c.descend(h, r, ups[r*n:][:n], rowOf64(d, r), rowOf64(hd, r))
+			if i > 0 && cost >= least[r] {
+				continue
+			}
+			least[r] = cost
+			for k := r * n; k < (r+1)*n; k++ {
+				codes[k] = c.floors[k]
+				if ups[k] {
+					codes[k] = c.ceils[k]
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// descend flips the bit of a row that lowers its error dᵀHd the most, until
+// none lowers it: a change of δ in entry j changes the error by
+// 2δ(Hd)ⱼ + δ²Hⱼⱼ. It keeps ups, d and hd = Hd up to date and returns the error.
+func (c *choices) descend(h blas64.General, r int, ups []bool, d, hd []float64) float64 {
+	n := len(d)
+	down, up := c.down[r*n:][:n], c.up[r*n:][:n]
+	for flips := 0; flips < 50*n; flips++ { // the error falls with each; far fewer are needed
+		best, gain := -1, 0.0
+		for j := range d {
+			delta := up[j] - down[j]
+			if ups[j] {
+				delta = -delta
+			}
+			own := delta * delta * h.Data[j*h.Stride+j]
+			// What is no more than rounding error counts as no gain.
+			if g := 2*delta*hd[j] + own; g < gain && g < -1e-10*own {
+				best, gain = j, g
+			}
+		}
+		if best < 0 {
+			break
+		}
+		delta := up[best] - down[best]
+		if ups[best] {
+			delta = -delta
+		}
+		ups[best] = !ups[best]
+		d[best] += delta
+		vec.Daxpy(n, delta, rowOf64(h, best), 1, hd, 1)
+	}
+	return vec.Ddot(n, d, 1, hd, 1)
+}

@@ -1,0 +1,35 @@
+// Package quantize finds integer codes for a layer's weight.
+//
+// Each method is a pure function of a layer.Problem and Options: Solve reads a
+// weight and the moments of what the layer reads, and returns codes on a
+// uniform grid together with the errors that they cause. It knows no models,
+// files or recipes.
+//
+// # Methods
+//
+//   - Nearest rounds each weight to its nearest code. It needs no data.
+//   - GPTQ (Frantar et al., arXiv 2210.17323) rounds the inputs of a row one
+//     after the other and spreads each error over the inputs not yet rounded,
+//     by the Cholesky factor of the inverse Gram matrix.
+//   - AdaRound (Nagel et al., arXiv 2004.10568) learns for each weight whether
+//     to round down or up. Here it works on the Gram matrix alone: no samples,
+//     full batches, no noise.
+//
+// # The objective
+//
+// With Ĥ = H + λI, all methods minimise, row by row,
+//
+//	(ŵ − w̃)ᵀ Ĥ (ŵ − w̃),  w̃ = w, or with Options.Align w̃ = Ĥ⁻¹(G + λI)w
+//
+// which for the aligned target equals ‖Xw − X̃ŵ‖² + λ‖w − ŵ‖² up to a constant.
+// λ is Options.Damping times the mean of H's diagonal, times ten as often as
+// the factorization needs it. What Solution.Errors reports has no damping.
+//
+// # Dead inputs
+//
+// An input that was zero in every calibration row keeps its weight, rounded to
+// the nearest code: nothing is known of it, so this protects rows that
+// calibration did not see. (The authors' GPTQ sets such weights to zero.) It
+// takes part in no feedback. This needs no special case: damping makes such an
+// input independent of the others.
+package quantize

@@ -1,0 +1,158 @@
+package quantize
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"gonum.org/v1/gonum/blas/blas64"
+
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/layer"
+)
+
+const (
+	gptqBlock = 128 // inputs whose errors reach later blocks in one product
+	gptqRows  = 64  // rows that one task solves
+)
+
+// recursion is GPTQ's pass over the inputs of some rows (arXiv 2210.17323,
+// §3.3): with H⁻¹ = UᵀU, each input's error e = (w − ŵ)/U_ii is taken from the
+// inputs after it, w_j −= e·U_ij. All in float64.
+type recursion struct {
+	upper blas64.General // U, its inputs in the order of the pass
+	order []int          // the input that stands at each place; nil for 0, 1, …
+	grid  *layer.Grid
+
+	// search finds a group's step when the pass reaches it, from the weights as
+	// the errors before have left them. Nil when the grid is known.
+	search *ranger
+
+	// floors and ceils, row-major like the rows given to run, bound each code.
+	// Nil for all codes.
+	floors, ceils []int8
+}
+
+// gptq solves all rows in the order of the inputs, or of descending diag(H).
+func (s *solver) gptq(ctx context.Context) error {
+	var search *ranger
+	if s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
+		search = &s.grid
+	}
+	blocks := s.rowBlocks(gptqRows)
+	return s.pool.For(ctx, len(blocks), func(i int) error {
+		b := blocks[i]
+		g := &s.grams[b.group]
+		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, search: search}
+		return q.run(ctx, rowsOf(s.target, b.from, b.to), b.from, s.solution.Codes[b.from*s.target.Cols:])
+	})
+}
+
+// descending returns the inputs in the order of descending diagonal, equal
+// ones in their own order.
+func descending(h blas64.General) []int {
+	order := make([]int, h.Rows)
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(h.Data[b*h.Stride+b], h.Data[a*h.Stride+a])
+	})
+	return order
+}
+
+// reordered returns a copy of h with its rows and columns in the given order.
+func reordered(h blas64.General, order []int) blas64.General {
+	if order == nil {
+		return linalg.Clone(h)
+	}
+	a := linalg.NewGeneral(h.Rows, h.Cols)
+	for i, from := range order {
+		gather(rowOf64(a, i), rowOf64(h, from), order)
+	}
+	return a
+}
+
+// gather writes src in the given order to dst.
+func gather(dst, src []float64, order []int) {
+	if order == nil {
+		copy(dst, src)
+		return
+	}
+	for i, c := range order {
+		dst[i] = src[c]
+	}
+}
+
+// run writes the codes of some rows, the first of which stands at row first of
+// the grid.
+func (q *recursion) run(ctx context.Context, target blas64.General, first int, codes []int8) error {
+	n := target.Cols
+	w := linalg.NewGeneral(target.Rows, n)
+	for r := range w.Rows {
+		gather(rowOf64(w, r), rowOf64(target, r), q.order)
+	}
+	errs := linalg.NewGeneral(w.Rows, gptqBlock)
+	for start := 0; start < n; {
+		end := q.blockEnd(start, n)
+		for r := range w.Rows {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			q.runRow(rowOf64(w, r), rowOf64(errs, r), first+r, start, end, codes[r*n:][:n], r*n)
+		}
+		e := blas64.General{Rows: w.Rows, Cols: end - start, Stride: errs.Stride, Data: errs.Data}
+		if end < n {
+			rest := blas64.General{Rows: w.Rows, Cols: n - end, Stride: n, Data: w.Data[end:]}
+			u := blas64.General{Rows: end - start, Cols: n - end, Stride: q.upper.Stride, Data: q.upper.Data[start*q.upper.Stride+end:]}
+			if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, -1, e, u, 1, rest); err != nil {
+				return err
+			}
+		}
+		start = end
+	}
+	return nil
+}
+
+// blockEnd returns where the block that starts at an input ends. A group whose
+// step is searched on the way must be up to date when the pass reaches it, so
+// it begins with a block or lies within one.
+func (q *recursion) blockEnd(start, n int) int {
+	width := gptqBlock
+	if q.search != nil {
+		size := q.grid.GroupSize
+		if size <= gptqBlock {
+			width = gptqBlock / size * size
+		} else {
+			width = min(width, size-start%size)
+		}
+	}
+	return min(start+width, n)
+}
+
+// runRow rounds the inputs start … end−1 of one row, keeps the block's later
+// inputs up to date, and writes the errors to errs.
+func (q *recursion) runRow(w, errs []float64, row, start, end int, codes []int8, bounds int) {
+	lo, hi := q.grid.Range()
+	for i := start; i < end; i++ {
+		col := i
+		if q.order != nil {
+			col = q.order[i]
+		}
+		at := q.grid.Index(row, col, len(w))
+		if size := q.grid.GroupSize; q.search != nil && i%size == 0 {
+			setStep(q.grid, at, q.search.step(w[i:i+size]))
+		}
+		s := stepAt(q.grid, at)
+		if q.floors != nil {
+			lo, hi = int(q.floors[bounds+col]), int(q.ceils[bounds+col])
+		}
+		code := s.code(w[i], lo, hi)
+		codes[col] = int8(code)
+		u := q.upper.Data[i*q.upper.Stride:]
+		e := (w[i] - float64(s.value(code))) / u[i]
+		errs[i-start] = e
+		vec.Daxpy(end-i-1, -e, u[i+1:], 1, w[i+1:], 1)
+	}
+}

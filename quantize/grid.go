@@ -1,0 +1,209 @@
+package quantize
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"gonum.org/v1/gonum/blas/blas64"
+
+	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/layer"
+)
+
+// step is one scale and its zero point: a piece of a grid.
+type step struct {
+	scale float32
+	zero  int
+}
+
+// value returns what a code stands for, as every reader computes it.
+func (s step) value(code int) float32 { return s.scale * float32(code-s.zero) }
+
+// code returns the nearest code to w within lo…hi, half to even.
+func (s step) code(w float64, lo, hi int) int {
+	q := math.RoundToEven(w/float64(s.scale)) + float64(s.zero)
+	return int(min(max(q, float64(lo)), float64(hi)))
+}
+
+// ranger finds steps for sets of weights.
+type ranger struct {
+	bits      int
+	symmetric bool
+	search    Range
+	scaleType dtype.DType
+}
+
+// Range search (MSE): both ends of the min-max range are multiplied by
+// 1, 1−1/100, … down to 1−79/100, and the error is Σ|w − ŵ|^rangePower.
+const (
+	rangeCandidates = 80
+	rangeStep       = 0.01
+	rangePower      = 2.4
+)
+
+// newGrid returns the grid of the given granularity for a weight or target,
+// its steps found row by row, group by group, or for all of it.
+func (f ranger) newGrid(ctx context.Context, p *pool.Pool, w blas64.General, granularity layer.Granularity, groupSize int) (layer.Grid, error) {
+	g := f.emptyGrid(w.Rows, w.Cols, granularity, groupSize)
+	if granularity == layer.PerTensor {
+		s, err := f.tensorStep(ctx, p, w)
+		setStep(&g, 0, s)
+		return g, err
+	}
+	perRow := g.GroupsPerRow(w.Cols)
+	span := w.Cols / perRow
+	err := p.For(ctx, w.Rows, func(r int) error {
+		row := rowOf64(w, r)
+		for k := range perRow {
+			if ctx.Err() != nil {
+				break
+			}
+			setStep(&g, r*perRow+k, f.step(row[k*span:][:span]))
+		}
+		return nil
+	})
+	return g, err
+}
+
+// emptyGrid returns a grid of the given shape with all steps 1.
+func (f ranger) emptyGrid(rows, cols int, granularity layer.Granularity, groupSize int) layer.Grid {
+	g := layer.Grid{
+		Bits: f.bits, Granularity: granularity, GroupSize: groupSize,
+		Symmetric: f.symmetric, ScaleType: f.scaleType,
+	}
+	n := max(1, rows*g.GroupsPerRow(cols))
+	g.Scales = make([]float32, n)
+	for i := range g.Scales {
+		g.Scales[i] = 1
+	}
+	if !f.symmetric {
+		g.Zeros = make([]int8, n)
+	}
+	return g
+}
+
+func setStep(g *layer.Grid, i int, s step) {
+	g.Scales[i] = s.scale
+	if g.Zeros != nil {
+		g.Zeros[i] = int8(s.zero)
+	}
+}
+
+func stepAt(g *layer.Grid, i int) step { return step{g.Scales[i], g.Zero(i)} }
+
+// step returns the step for weights that share one.
+func (f ranger) step(w []float64) step {
+	lo, hi := slices.Min(w), slices.Max(w)
+	if f.search == MinMax {
+		return f.affine(lo, hi)
+	}
+	var best step
+	least := math.Inf(1)
+	for _, s := range f.candidates(lo, hi) {
+		if e := f.error(w, s, least); e < least {
+			best, least = s, e
+		}
+	}
+	return best
+}
+
+// tensorStep returns the step for all weights of a matrix. Errors are summed
+// row by row, then over the rows in their order.
+func (f ranger) tensorStep(ctx context.Context, p *pool.Pool, w blas64.General) (step, error) {
+	lo, hi := 0.0, 0.0
+	for r := range w.Rows {
+		lo, hi = min(lo, slices.Min(rowOf64(w, r))), max(hi, slices.Max(rowOf64(w, r)))
+	}
+	if f.search == MinMax {
+		return f.affine(lo, hi), ctx.Err()
+	}
+	candidates := f.candidates(lo, hi)
+	errs := make([]float64, w.Rows*len(candidates))
+	err := p.For(ctx, w.Rows, func(r int) error {
+		for c, s := range candidates {
+			errs[r*len(candidates)+c] = f.error(rowOf64(w, r), s, math.Inf(1))
+		}
+		return nil
+	})
+	var best step
+	least := math.Inf(1)
+	for c, s := range candidates {
+		sum := 0.0
+		for r := range w.Rows {
+			sum += errs[r*len(candidates)+c]
+		}
+		if c == 0 || sum < least {
+			best, least = s, sum
+		}
+	}
+	return best, err
+}
+
+// candidates returns the different steps of the range search, min-max first.
+func (f ranger) candidates(lo, hi float64) []step {
+	all := make([]step, 0, rangeCandidates)
+	for i := range rangeCandidates {
+		shrink := 1 - rangeStep*float64(i)
+		s := f.affine(lo*shrink, hi*shrink)
+		if i == 0 || s != all[len(all)-1] {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// error returns Σ|w − ŵ|^rangePower of nearest rounding, or something at least
+// as large as bound once the sum has reached it.
+func (f ranger) error(w []float64, s step, bound float64) float64 {
+	lo, hi := layer.CodeRange(f.bits)
+	sum := 0.0
+	for _, v := range w {
+		if d := math.Abs(v - float64(s.value(s.code(v, lo, hi)))); d > 0 {
+			sum += math.Exp(rangePower * math.Log(d))
+		}
+		if sum >= bound {
+			break
+		}
+	}
+	return sum
+}
+
+// affine returns the step whose codes span lo…hi. An asymmetric range is
+// extended to hold 0, so the zero point is a code and 0 is exact.
+//
+// The scale is rounded to the type it is stored in, and the zero point follows
+// from the rounded scale. Where all weights are 0 it is 1. Where it underflows
+// in the type it becomes the type's smallest positive value; where it is too
+// large it becomes the largest with which every code's value is finite.
+func (f ranger) affine(lo, hi float64) step {
+	least, most := layer.CodeRange(f.bits)
+	levels := float64(most - least)
+	lo, hi = min(lo, 0), max(hi, 0)
+	if lo == 0 && hi == 0 {
+		return step{scale: 1}
+	}
+	width := hi - lo
+	if f.symmetric {
+		width = 2 * max(-lo, hi)
+	}
+	s := step{scale: f.storable(width / levels)}
+	if !f.symmetric {
+		zero := math.RoundToEven(-lo/float64(s.scale)) + float64(least)
+		s.zero = int(min(zero, float64(most)))
+	}
+	return s
+}
+
+// storable rounds a positive scale to the type it is stored in.
+func (f ranger) storable(scale float64) float32 {
+	smallest, largest := 0x1p-149, math.Ldexp(1, 127-f.bits)
+	switch f.scaleType {
+	case dtype.F16:
+		smallest, largest = 0x1p-24, 65504
+	case dtype.BF16:
+		smallest = 0x1p-133
+	}
+	return f.scaleType.Round(float32(min(max(scale, smallest), largest)))
+}

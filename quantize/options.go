@@ -1,0 +1,187 @@
+package quantize
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/fettle-dev/fettle/layer"
+)
+
+// Version grows whenever a solver's output changes for some input. It is part
+// of the keys under which solutions are cached.
+const Version = 1
+
+// Method says how codes are found.
+type Method string
+
+// The methods.
+const (
+	Nearest  Method = "nearest"
+	GPTQ     Method = "gptq"
+	AdaRound Method = "adaround"
+)
+
+// Range says how the range of a grid is found.
+type Range string
+
+const (
+	// MinMax takes the smallest and the largest weight.
+	MinMax Range = "minmax"
+	// MSE shrinks both ends of MinMax by 1, 0.99, … 0.21 and keeps the one with
+	// the least Σ|w − ŵ|^2.4 of nearest rounding, as GPTQ's and BRECQ's code do.
+	MSE Range = "mse"
+)
+
+// Options say what a layer's weight becomes. The zero value of a field with a
+// default means that default.
+type Options struct {
+	Method      Method
+	Bits        int               // 2…8
+	Granularity layer.Granularity // default PerChannel
+	GroupSize   int               // inputs per group, for PerGroup
+
+	// Symmetric grids have no zero point: scale = 2·max|w|/(2^b−1), so that the
+	// largest positive weight lies half a step above the last code.
+	// Asymmetric ones span the weights' range, extended to hold 0.
+	Symmetric bool
+	Range     Range // default MSE
+
+	// Align solves for W̃ = W(G+λI)ᵀ(H+λI)⁻¹ instead of W, which corrects the
+	// errors of the layers before this one. Grids are found on W̃ then.
+	Align bool
+
+	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest
+	// takes it only with Align.
+	Damping float64
+
+	// ActOrder makes GPTQ round inputs in the order of descending diag(H). With
+	// groups, their grids are then found before rounding starts (static groups).
+	ActOrder bool
+
+	// BiasCorrection sets Solution.Bias to the mean error of each output,
+	// (W·Σx − Ŵ·Σx̃)/rows.
+	BiasCorrection bool
+
+	AdaRound AdaRoundOptions // only for Method AdaRound
+}
+
+// AdaRoundOptions tune AdaRound's relaxation. The defaults were chosen on the
+// Gram matrices of a small convolutional network.
+type AdaRoundOptions struct {
+	Steps        int     // Adam steps on the full batch; default 400
+	LearningRate float64 // default 0.05
+
+	// Lambda weighs the rounding regularizer Σ 1−|2h−1|^β against the
+	// reconstruction error in units of (a row's step)²·mean diag(H): relative,
+	// so that it means the same in every layer. Default 0.05.
+	Lambda float64
+
+	Warmup    float64 // share of the steps without regularizer, in (0,1); default 0.2
+	BetaStart float64 // β after the warm-up; default 20
+	BetaEnd   float64 // β at the last step, reached along a cosine; default 2
+}
+
+// DefaultDamping is Options.Damping where it is 0 and used.
+const DefaultDamping = 0.01
+
+var defaultAdaRound = AdaRoundOptions{
+	Steps: 400, LearningRate: 0.05, Lambda: 0.05, Warmup: 0.2, BetaStart: 20, BetaEnd: 2,
+}
+
+// WithDefaults returns the options with defaults in place of zero values: what
+// belongs into cache keys and records.
+func (o Options) WithDefaults() Options {
+	o.Granularity = or(o.Granularity, layer.PerChannel)
+	o.Range = or(o.Range, MSE)
+	if o.usesDamping() {
+		o.Damping = or(o.Damping, DefaultDamping)
+	}
+	if o.Method == AdaRound {
+		a, d := &o.AdaRound, defaultAdaRound
+		a.Steps = or(a.Steps, d.Steps)
+		a.LearningRate = or(a.LearningRate, d.LearningRate)
+		a.Lambda = or(a.Lambda, d.Lambda)
+		a.Warmup = or(a.Warmup, d.Warmup)
+		a.BetaStart = or(a.BetaStart, d.BetaStart)
+		a.BetaEnd = or(a.BetaEnd, d.BetaEnd)
+	}
+	return o
+}
+
+func or[T comparable](v, fallback T) T {
+	var zero T
+	if v == zero {
+		return fallback
+	}
+	return v
+}
+
+func (o Options) usesDamping() bool { return o.Method != Nearest || o.Align }
+
+// NeedsMoments reports whether Solve needs the problem's moments.
+func (o Options) NeedsMoments() bool {
+	return o.Method != Nearest || o.Align || o.BiasCorrection
+}
+
+// OptionError names an option that is out of its range, or that the other
+// options leave without effect.
+type OptionError struct {
+	Field   string // the field of Options
+	Value   any
+	Allowed string // what would be accepted
+}
+
+func (e *OptionError) Error() string {
+	return fmt.Sprintf("quantize: %s is %v, want %s", e.Field, e.Value, e.Allowed)
+}
+
+// ErrNoMoments says that a method that works on moments was given a problem
+// without them.
+var ErrNoMoments = errors.New("the method needs calibration moments, the problem has none")
+
+// Check returns an *OptionError for the first field that is out of its range or
+// would have no effect. Zero values that have a default pass.
+func (o Options) Check() error {
+	o = o.WithDefaults()
+	a := o.AdaRound
+	switch {
+	case o.Method != Nearest && o.Method != GPTQ && o.Method != AdaRound:
+		return &OptionError{"Method", quote(o.Method), "nearest, gptq or adaround"}
+	case o.Bits < 2 || o.Bits > 8:
+		return &OptionError{"Bits", o.Bits, "2 to 8"}
+	case o.Granularity != layer.PerTensor && o.Granularity != layer.PerChannel && o.Granularity != layer.PerGroup:
+		return &OptionError{"Granularity", quote(o.Granularity), "tensor, channel or group"}
+	case o.Granularity == layer.PerGroup && o.GroupSize < 1:
+		return &OptionError{"GroupSize", o.GroupSize, "at least 1 with granularity group"}
+	case o.Granularity != layer.PerGroup && o.GroupSize != 0:
+		return &OptionError{"GroupSize", o.GroupSize, "0 unless the granularity is group"}
+	case o.Range != MinMax && o.Range != MSE:
+		return &OptionError{"Range", quote(o.Range), "minmax or mse"}
+	case !o.usesDamping() && o.Damping != 0:
+		return &OptionError{"Damping", o.Damping, "0 for nearest without align, which does not use it"}
+	case o.usesDamping() && !(o.Damping > 0 && o.Damping <= 1e6):
+		return &OptionError{"Damping", o.Damping, "a positive number up to 1e6, relative to the mean of H's diagonal"}
+	case o.ActOrder && o.Method != GPTQ:
+		return &OptionError{"ActOrder", o.ActOrder, "false unless the method is gptq"}
+	case o.Method != AdaRound && a != AdaRoundOptions{}:
+		return &OptionError{"AdaRound", a, "nothing unless the method is adaround"}
+	case o.Method != AdaRound:
+		return nil
+	case a.Steps < 1 || a.Steps > 1e6:
+		return &OptionError{"AdaRound.Steps", a.Steps, "1 to 1000000"}
+	case !(a.LearningRate > 0 && a.LearningRate <= 10):
+		return &OptionError{"AdaRound.LearningRate", a.LearningRate, "a positive number up to 10"}
+	case !(a.Lambda > 0 && a.Lambda <= 1e6):
+		return &OptionError{"AdaRound.Lambda", a.Lambda, "a positive number up to 1e6"}
+	case !(a.Warmup > 0 && a.Warmup < 1):
+		return &OptionError{"AdaRound.Warmup", a.Warmup, "a share between 0 and 1"}
+	case !(a.BetaEnd > 1 && !math.IsInf(a.BetaEnd, 0)):
+		return &OptionError{"AdaRound.BetaEnd", a.BetaEnd, "more than 1"}
+	case !(a.BetaStart >= a.BetaEnd && !math.IsInf(a.BetaStart, 0)):
+		return &OptionError{"AdaRound.BetaStart", a.BetaStart, "at least BetaEnd"}
+	}
+	return nil
+}
+
+func quote[T ~string](s T) string { return fmt.Sprintf("%q", string(s)) }

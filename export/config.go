@@ -1,0 +1,261 @@
+package export
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/fettle-dev/fettle/internal/pack"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/record"
+)
+
+// What config.json says of the layout.
+const (
+	quantMethod   = "compressed-tensors"
+	quantFormat   = "pack-quantized"
+	layoutVersion = "0.17.0"
+)
+
+// maxConfig is the largest config.json that is read.
+const maxConfig = 64 << 20
+
+const weightSuffix = ".weight"
+
+// moduleOf returns the target that stands for a weight in config.json: the
+// module's name, or the tensor's own where it is no module's weight.
+func moduleOf(weight string) string {
+	if module, ok := strings.CutSuffix(weight, weightSuffix); ok && module != "" {
+		return module
+	}
+	return weight
+}
+
+// resolve is the inverse of moduleOf, given the names of a file's tensors.
+func resolve(target string, names map[string]bool) (weight string, err error) {
+	ofModule, itself := names[target+weightSuffix+packedSuffix], names[target+packedSuffix]
+	switch {
+	case strings.HasPrefix(target, "re:"):
+		return "", fmt.Errorf("target %q is a pattern; only exact names are read", target)
+	case ofModule && itself:
+		return "", fmt.Errorf("target %q could mean %s or %s", target, target+weightSuffix+packedSuffix, target+packedSuffix)
+	case ofModule:
+		return target + weightSuffix, nil
+	case itself:
+		return target, nil
+	}
+	return "", fmt.Errorf("target %q names no module with packed weights in the file", target)
+}
+
+// orphan returns the first weight whose packed tensors are among the names
+// though it is not compressed, or "".
+func orphan(names map[string]bool, compressed func(string) bool) string {
+	first := ""
+	for name := range names {
+		weight, ok := strings.CutSuffix(name, packedSuffix)
+		if ok && names[weight+scaleSuffix] && names[weight+shapeSuffix] && !compressed(weight) && (first == "" || weight < first) {
+			first = weight
+		}
+	}
+	return first
+}
+
+// scheme is what weights of one config group share.
+type scheme struct {
+	bits        int
+	granularity layer.Granularity
+	groupSize   int
+	symmetric   bool
+}
+
+func (s Spec) scheme() scheme { return scheme{s.Bits, s.Granularity, s.GroupSize, s.Symmetric} }
+
+func (s scheme) check() error {
+	grouped := s.granularity == layer.PerGroup
+	switch {
+	case s.bits < pack.MinBits || s.bits > pack.MaxBits:
+		return fmt.Errorf("%d bits, want %d to %d", s.bits, pack.MinBits, pack.MaxBits)
+	case s.granularity != layer.PerTensor && s.granularity != layer.PerChannel && !grouped:
+		return fmt.Errorf("unknown granularity %q", s.granularity)
+	case s.groupSize < 0 || grouped != (s.groupSize > 0):
+		return fmt.Errorf("granularity %q with group size %d", s.granularity, s.groupSize)
+	}
+	return nil
+}
+
+// weights returns the scheme as compressed-tensors' QuantizationArgs, which
+// allow no key beyond these.
+func (s scheme) weights() map[string]any {
+	m := map[string]any{
+		"num_bits": s.bits, "type": "int", "symmetric": s.symmetric, "strategy": string(s.granularity),
+		"group_size": nil, "block_structure": nil, "dynamic": false, "actorder": nil,
+		"scale_dtype": nil, "zp_dtype": nil,
+		"observer": "memoryless_minmax", "observer_kwargs": map[string]any{},
+	}
+	if s.granularity == layer.PerGroup {
+		m["group_size"] = s.groupSize
+	}
+	if !s.symmetric {
+		m["zp_dtype"] = "torch.int8"
+	}
+	return m
+}
+
+// writeConfig writes config.json for the tensors of model.safetensors. Groups
+// are numbered in the order in which the checkpoint first needs them.
+func writeConfig(w io.Writer, in Input, specs map[string]Spec) error {
+	targets := map[scheme][]string{}
+	var schemes []scheme
+	ignore := []string{}
+	for _, t := range in.Checkpoint.Tensors() {
+		spec, ok := specs[t.Name]
+		if !ok {
+			if len(t.Shape) >= 2 && t.DType.IsFloat() && strings.HasSuffix(t.Name, weightSuffix) {
+				ignore = append(ignore, moduleOf(t.Name))
+			}
+			continue
+		}
+		s := spec.scheme()
+		if targets[s] == nil {
+			schemes = append(schemes, s)
+		}
+		targets[s] = append(targets[s], moduleOf(t.Name))
+	}
+	slices.Sort(ignore)
+	groups := map[string]any{}
+	for i, s := range schemes {
+		slices.Sort(targets[s])
+		groups["group_"+strconv.Itoa(i)] = map[string]any{
+			"targets": targets[s], "format": quantFormat, "weights": s.weights(),
+			"input_activations": nil, "output_activations": nil,
+		}
+	}
+	config := map[string]any{
+		"architectures": []string{in.Architecture},
+		"model_type":    in.Architecture,
+		"quantization_config": map[string]any{
+			"quant_method": quantMethod, "version": layoutVersion, "format": quantFormat,
+			"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
+			"ignore": ignore, "sparsity_config": map[string]any{}, "transform_config": map[string]any{},
+			"config_groups": groups,
+		},
+	}
+	if in.Tool != "" {
+		config["written_by"] = in.Tool
+	}
+	return record.Encode(w, config) // sorts a map's keys
+}
+
+// config is what is read of config.json.
+type config struct {
+	Architectures []string `json:"architectures"`
+	Quantization  *struct {
+		Method  string           `json:"quant_method"`
+		Version string           `json:"version"`
+		Format  string           `json:"format"`
+		Groups  map[string]group `json:"config_groups"`
+	} `json:"quantization_config"`
+}
+
+type group struct {
+	Targets []string `json:"targets"`
+	Weights struct {
+		Bits      int     `json:"num_bits"`
+		Type      string  `json:"type"`
+		Symmetric bool    `json:"symmetric"`
+		Strategy  string  `json:"strategy"`
+		GroupSize *int    `json:"group_size"`
+		ActOrder  *string `json:"actorder"`
+	} `json:"weights"`
+	Inputs any `json:"input_activations"`
+}
+
+// readConfig returns the architecture and the scheme of each target.
+func readConfig(path string) (architecture string, targets map[string]scheme, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return "", nil, err
+	}
+	if len(data) > maxConfig {
+		return "", nil, fmt.Errorf("%s: %w: larger than %d bytes", path, ErrCorrupt, maxConfig)
+	}
+	var c config
+	if err := json.Unmarshal(data, &c); err != nil {
+		return "", nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+	}
+	targets, err = c.targets()
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+	}
+	if len(c.Architectures) > 0 {
+		architecture = c.Architectures[0]
+	}
+	return architecture, targets, nil
+}
+
+func (c config) targets() (map[string]scheme, error) {
+	q := c.Quantization
+	switch {
+	case q == nil:
+		return nil, fmt.Errorf("no quantization_config")
+	case q.Method != quantMethod:
+		return nil, fmt.Errorf("quant_method is %q, want %q", q.Method, quantMethod)
+	case q.Format != quantFormat:
+		return nil, fmt.Errorf("format is %q, want %q", q.Format, quantFormat)
+	}
+	all := map[string]scheme{}
+	for name, g := range q.Groups {
+		s, err := g.scheme()
+		if err != nil {
+			return nil, fmt.Errorf("config group %q: %w", name, err)
+		}
+		if 32%s.bits != 0 && olderThanDense(q.Version) {
+			return nil, fmt.Errorf("version %q packs %d bits in another way than %s and later, which fettle reads", q.Version, s.bits, layoutVersion)
+		}
+		for _, t := range g.Targets {
+			if _, ok := all[t]; ok {
+				return nil, fmt.Errorf("target %q stands there twice", t)
+			}
+			all[t] = s
+		}
+	}
+	return all, nil
+}
+
+func (g group) scheme() (scheme, error) {
+	w := g.Weights
+	s := scheme{bits: w.Bits, granularity: layer.Granularity(w.Strategy), symmetric: w.Symmetric}
+	if w.GroupSize != nil && *w.GroupSize != -1 {
+		s.groupSize = *w.GroupSize
+	}
+	switch {
+	case w.Type != "int":
+		return s, fmt.Errorf("weights of type %q, want int", w.Type)
+	case w.ActOrder != nil:
+		return s, fmt.Errorf("actorder %q is not supported", *w.ActOrder)
+	case g.Inputs != nil:
+		return s, fmt.Errorf("quantized activations are not supported")
+	}
+	return s, s.check()
+}
+
+// olderThanDense reports whether a version of compressed-tensors lets no code
+// cross a word.
+func olderThanDense(version string) bool {
+	part := strings.SplitN(version, ".", 3)
+	if len(part) < 2 {
+		return true
+	}
+	major, err1 := strconv.Atoi(part[0])
+	minor, err2 := strconv.Atoi(part[1])
+	return err1 != nil || err2 != nil || (major == 0 && minor < 17)
+}

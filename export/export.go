@@ -1,0 +1,330 @@
+// Package export owns what fettle writes: its exact size beforehand, the
+// writing, and reading it back.
+//
+// # Compressed output
+//
+// A folder with model.safetensors and config.json in the layout of
+// compressed-tensors' pack-quantized format. A weight tensor NAME whose codes
+// form an out×in matrix [rows, cols] becomes
+//
+//	NAME_packed      int32 [rows, ⌈cols·bits/32⌉], see package pack
+//	NAME_scale       scale type; [1] for a tensor, [rows, 1] for channels,
+//	                 [rows, ⌈cols/group size⌉] for groups
+//	NAME_shape       int64, the weight's own shape: [2] for a linear layer,
+//	                 [4] for a convolution
+//	NAME_zero_point  only when asymmetric: int32 packed along dimension 0,
+//	                 [⌈rows·bits/32⌉, scales per row]; int8 [1] for a tensor
+//
+// so that P.weight becomes P.weight_packed and so on. NAME is the checkpoint's
+// own name, and a name that does not end in ".weight" is treated in the same
+// way. Every other tensor is kept under its name with its bytes; a tensor that
+// the checkpoint has under two names is kept under both.
+//
+// config.json names the scheme of each weight. Its targets are module names: P
+// for P.weight, and the tensor's whole name where it does not end in ".weight".
+// The rare checkpoint whose names do not read back unambiguously is refused.
+// The safetensors metadata is the source's own, with "format": "pt" where it
+// had none; the key "fettle.dtypes" tells the original dtype of compressed
+// weights whose scales are of another.
+//
+// # Dense output
+//
+// One safetensors or PyTorch file with the original's names, shapes and dtypes,
+// in which compressed weights are dequantized.
+//
+// No NaN or infinity is written, and files are whole or absent. At most one
+// tensor is held at a time. The bytes depend on the input alone.
+package export
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+
+	"github.com/fettle-dev/fettle/internal/atomicfile"
+	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/loader"
+	"github.com/fettle-dev/fettle/record"
+)
+
+// The names of the files that are written.
+const (
+	ModelName  = "model.safetensors"
+	ConfigName = "config.json"
+)
+
+// What is wrong with a tensor or a file; test with errors.Is.
+var (
+	ErrNotFinite   = errors.New("NaN or infinity")
+	ErrInput       = errors.New("does not fit the checkpoint")
+	ErrUnsupported = errors.New("not supported by the output format")
+	ErrCorrupt     = errors.New("not as fettle writes it")
+	ErrMismatch    = errors.New("reads back differently from what was to be written")
+)
+
+// TensorError names the tensor that an error is about.
+type TensorError struct {
+	Tensor string
+	Index  int // of the element, row-major; -1 where the tensor as a whole is meant
+	Err    error
+}
+
+// Error names the tensor and the index.
+func (e *TensorError) Error() string {
+	if e.Index < 0 {
+		return fmt.Sprintf("tensor %s: %v", e.Tensor, e.Err)
+	}
+	return fmt.Sprintf("tensor %s, index %d: %v", e.Tensor, e.Index, e.Err)
+}
+
+// Unwrap returns the error without the tensor.
+func (e *TensorError) Unwrap() error { return e.Err }
+
+// bad returns a TensorError about a whole tensor: kind with an explanation.
+func bad(tensor string, kind error, format string, args ...any) error {
+	return badAt(tensor, -1, kind, format, args...)
+}
+
+func badAt(tensor string, index int, kind error, format string, args ...any) error {
+	return &TensorError{Tensor: tensor, Index: index, Err: fmt.Errorf("%w: %s", kind, fmt.Sprintf(format, args...))}
+}
+
+// Input is what is written.
+type Input struct {
+	Checkpoint *loader.Checkpoint
+
+	// Solutions are the compressed weights by tensor name. Their Bias is not
+	// written: whoever folds it into a bias or a BN β puts the outcome into
+	// Replaced.
+	Solutions map[string]*layer.Solution
+
+	// Replaced are tensors that are written with other values, row-major, in
+	// their own dtype (F64, F32, F16 or BF16).
+	Replaced map[string][]float32
+
+	Architecture string // fettle's name of the architecture, for config.json
+	Tool         string // what wrote it, for config.json; nothing that varies by machine
+}
+
+// check reports the first thing that keeps the input from being written.
+func (in Input) check() error {
+	seen := 0
+	for _, t := range in.Checkpoint.Tensors() {
+		s, solved := in.Solutions[t.Name]
+		values, replaced := in.Replaced[t.Name]
+		switch {
+		case solved && replaced:
+			return bad(t.Name, ErrInput, "is both compressed and replaced")
+		case solved:
+			if err := checkSolution(t, s); err != nil {
+				return err
+			}
+			seen++
+		case replaced:
+			if int64(len(values)) != t.Elements() {
+				return bad(t.Name, ErrInput, "%d replaced values for %d elements", len(values), t.Elements())
+			}
+			if !writable(t.DType) {
+				return bad(t.Name, ErrUnsupported, "values of dtype %s cannot be replaced", t.DType)
+			}
+			seen++
+		}
+	}
+	if seen == len(in.Solutions)+len(in.Replaced) {
+		return nil
+	}
+	for name := range in.Solutions {
+		if _, ok := in.Checkpoint.Lookup(name); !ok {
+			return bad(name, ErrInput, "the checkpoint has no such tensor to compress")
+		}
+	}
+	for name := range in.Replaced {
+		if _, ok := in.Checkpoint.Lookup(name); !ok {
+			return bad(name, ErrInput, "the checkpoint has no such tensor to replace")
+		}
+	}
+	return nil
+}
+
+func checkSolution(t loader.Tensor, s *layer.Solution) error {
+	if s == nil {
+		return bad(t.Name, ErrInput, "solution is nil")
+	}
+	spec := SpecOf(t.Name, t.Shape, s)
+	if err := spec.fits(t); err != nil {
+		return err
+	}
+	for i, v := range s.Grid.Scales {
+		// The largest weight is below scale·2⁸.
+		if !finite(v) || !finite(v*(1<<8)) {
+			return badAt(t.Name, i, ErrNotFinite, "scale %v", v)
+		}
+	}
+	if err := s.Grid.Check(s.Rows, s.Cols); err != nil {
+		return bad(t.Name, ErrInput, "%v", err)
+	}
+	if len(s.Codes) != s.Rows*s.Cols {
+		return bad(t.Name, ErrInput, "%d codes for %d×%d", len(s.Codes), s.Rows, s.Cols)
+	}
+	lo, hi := s.Grid.Range()
+	for i, c := range s.Codes {
+		if int(c) < lo || int(c) > hi {
+			return badAt(t.Name, i, ErrInput, "code %d outside %d…%d", c, lo, hi)
+		}
+	}
+	return nil
+}
+
+// writable reports whether computed values can be written as d.
+func writable(d dtype.DType) bool {
+	return d == dtype.F64 || d == dtype.F32 || d == dtype.F16 || d == dtype.BF16
+}
+
+func finite(v float32) bool { return v-v == 0 }
+
+// source hands out the bytes of the tensors to write, one at a time.
+type source struct {
+	Input
+	ctx    context.Context
+	raw    []byte
+	values []float32
+}
+
+// kept returns the bytes of a tensor that is not compressed. They are valid
+// until the next call of kept or dense.
+func (s *source) kept(t loader.Tensor) ([]byte, error) {
+	if err := s.ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.raw = grow(s.raw, int(t.Bytes()))
+	values, replaced := s.Replaced[t.Name]
+	if replaced {
+		return s.raw, s.convert(t, values)
+	}
+	if err := s.Checkpoint.ReadBytes(t.Name, s.raw); err != nil {
+		return nil, fmt.Errorf("tensor %s: %w", t.Name, err)
+	}
+	return s.raw, checkFinite(t.Name, t.DType, s.raw)
+}
+
+// dense returns the bytes of any tensor in the original's dtype, compressed
+// weights dequantized. They are valid until the next call of kept or dense.
+func (s *source) dense(t loader.Tensor) ([]byte, error) {
+	solution, ok := s.Solutions[t.Name]
+	if !ok {
+		return s.kept(t)
+	}
+	if err := s.ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.raw = grow(s.raw, int(t.Bytes()))
+	s.values = grow(s.values, len(solution.Codes))
+	solution.Weight(s.values)
+	return s.raw, s.convert(t, s.values)
+}
+
+// convert writes values to s.raw in the tensor's dtype.
+func (s *source) convert(t loader.Tensor, values []float32) error {
+	for i, v := range values {
+		if !finite(v) {
+			return badAt(t.Name, i, ErrNotFinite, "value %v", v)
+		}
+	}
+	if err := t.DType.FromFloat32(s.raw, values); err != nil {
+		return bad(t.Name, ErrUnsupported, "%v", err)
+	}
+	return checkFinite(t.Name, t.DType, s.raw) // a half may overflow
+}
+
+func grow[T any](s []T, n int) []T {
+	if cap(s) < n {
+		return make([]T, n)
+	}
+	return s[:n]
+}
+
+// checkFinite returns an error for the first NaN or infinity in the bytes of a
+// tensor. Integers have none.
+func checkFinite(name string, d dtype.DType, raw []byte) error {
+	if i := firstNotFinite(d, raw); i >= 0 {
+		return badAt(name, i, ErrNotFinite, "in %s", d)
+	}
+	return nil
+}
+
+// firstNotFinite looks for an exponent of all ones at the top of an element,
+// which in every type with 8 or more exponent bits, and in F16 and F8_E5M2,
+// means NaN or infinity.
+func firstNotFinite(d dtype.DType, raw []byte) int {
+	size, hi, lo := d.Size(), byte(0), byte(0) // masks for the last two bytes
+	switch d {
+	case dtype.F64:
+		hi, lo = 0x7f, 0xf0
+	case dtype.F32, dtype.BF16:
+		hi, lo = 0x7f, 0x80
+	case dtype.C64:
+		size, hi, lo = 4, 0x7f, 0x80
+	case dtype.F16:
+		hi = 0x7c
+	case dtype.F8E5M2:
+		hi = 0x7c
+	case dtype.F8E4M3:
+		hi = 0x7f
+	case dtype.F8E8M0:
+		hi = 0xff
+	default:
+		return -1
+	}
+	for i := size - 1; i < len(raw); i += size {
+		if raw[i]&hi == hi && (lo == 0 || raw[i-1]&lo == lo) {
+			return i / d.Size()
+		}
+	}
+	return -1
+}
+
+// writeFile writes a file of the output folder, whole or not at all.
+func writeFile(dir, name, role string, write func(io.Writer) error) (record.File, error) {
+	path := filepath.Join(dir, name)
+	sum := sha256.New()
+	var size counter
+	err := atomicfile.Write(path, func(f io.Writer) error {
+		buffered := bufio.NewWriterSize(f, 1<<20)
+		if err := write(io.MultiWriter(buffered, sum, &size)); err != nil {
+			return err
+		}
+		return buffered.Flush()
+	})
+	if err != nil {
+		return record.File{}, fmt.Errorf("write %s: %w", path, err)
+	}
+	return record.File{Name: name, Role: role, Bytes: int64(size), SHA256: hex.EncodeToString(sum.Sum(nil))}, nil
+}
+
+// counter counts the bytes written to it.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
+
+// product multiplies dimensions; ok is false when one is negative or the
+// product overflows an int.
+func product(shape []int) (n int, ok bool) {
+	n = 1
+	for _, d := range shape {
+		if d < 0 || (d > 0 && n > math.MaxInt/d) {
+			return 0, false
+		}
+		n *= d
+	}
+	return n, true
+}

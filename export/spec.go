@@ -1,0 +1,273 @@
+package export
+
+import (
+	"cmp"
+	"encoding/binary"
+	"encoding/json"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/pack"
+	"github.com/fettle-dev/fettle/internal/safetensors"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/loader"
+)
+
+// Spec says how a layer's weight is stored, without its codes: enough for
+// exact sizes.
+type Spec struct {
+	Name        string // the weight tensor's name, e.g. module.conv1.weight
+	Shape       []int  // its shape as stored in the checkpoint
+	Rows, Cols  int    // of its out×in matrix
+	Bits        int
+	Granularity layer.Granularity
+	GroupSize   int // 0 unless PerGroup
+	Symmetric   bool
+	ScaleType   dtype.DType
+}
+
+// SpecOf returns how a solution will be stored.
+func SpecOf(name string, shape []int, s *layer.Solution) Spec {
+	return Spec{
+		Name: name, Shape: shape, Rows: s.Rows, Cols: s.Cols,
+		Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
+		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType,
+	}
+}
+
+// Bytes returns the bytes of the tensors that replace the weight: codes,
+// scales, zero points and shape, without the file's header.
+func (s Spec) Bytes() int64 {
+	var sum int64
+	for _, t := range s.tensors(nil) {
+		n := int64(t.DType.Size())
+		for _, d := range t.Shape {
+			n *= int64(d)
+		}
+		sum += n
+	}
+	return sum
+}
+
+// The suffixes of the tensors that replace a weight.
+const (
+	packedSuffix = "_packed"
+	scaleSuffix  = "_scale"
+	shapeSuffix  = "_shape"
+	zeroSuffix   = "_zero_point"
+)
+
+// tensors lists what replaces the weight. A nil solution will do for all but
+// writing.
+func (s Spec) tensors(from *layer.Solution) []safetensors.Source {
+	list := []safetensors.Source{
+		{Name: s.Name + packedSuffix, DType: dtype.I32, Shape: []int{s.Rows, pack.Words(s.Cols, s.Bits)},
+			Write: func(w io.Writer) error { return s.writeCodes(w, from.Codes) }},
+		{Name: s.Name + scaleSuffix, DType: s.ScaleType, Shape: s.scaleShape(),
+			Write: func(w io.Writer) error { return s.writeScales(w, from.Grid.Scales) }},
+		{Name: s.Name + shapeSuffix, DType: dtype.I64, Shape: []int{len(s.Shape)},
+			Write: s.writeShape},
+	}
+	if !s.Symmetric {
+		zero := safetensors.Source{Name: s.Name + zeroSuffix,
+			Write: func(w io.Writer) error { return s.writeZeros(w, from.Grid.Zeros) }}
+		zero.DType, zero.Shape = s.zeroLayout()
+		list = append(list, zero)
+	}
+	return list
+}
+
+// scaleShape is the shape of the scales, and of the zero points unpacked.
+func (s Spec) scaleShape() []int {
+	if s.Granularity == layer.PerTensor {
+		return []int{1}
+	}
+	return []int{s.Rows, s.scalesPerRow()}
+}
+
+func (s Spec) scalesPerRow() int {
+	if s.Granularity == layer.PerGroup && s.GroupSize > 0 {
+		return 1 + (s.Cols-1)/s.GroupSize
+	}
+	return 1
+}
+
+func (s Spec) zeroLayout() (dtype.DType, []int) {
+	if s.Granularity == layer.PerTensor {
+		return dtype.I8, []int{1}
+	}
+	return dtype.I32, []int{pack.Words(s.Rows, s.Bits), s.scalesPerRow()}
+}
+
+// writeCodes packs a block of rows at a time, so that the packed tensor need
+// not be held beside the codes.
+func (s Spec) writeCodes(w io.Writer, codes []int8) error {
+	rowBytes := 4 * pack.Words(s.Cols, s.Bits)
+	block := max(1, 1<<16/rowBytes)
+	buf := make([]byte, min(block, s.Rows)*rowBytes)
+	for row := 0; row < s.Rows; row += block {
+		n := min(block, s.Rows-row)
+		if err := pack.Rows(buf[:n*rowBytes], codes[row*s.Cols:][:n*s.Cols], n, s.Cols, s.Bits); err != nil {
+			return &TensorError{Tensor: s.Name, Index: -1, Err: err}
+		}
+		if _, err := w.Write(buf[:n*rowBytes]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s Spec) writeScales(w io.Writer, scales []float32) error {
+	raw := make([]byte, len(scales)*s.ScaleType.Size())
+	if err := s.ScaleType.FromFloat32(raw, scales); err != nil {
+		return bad(s.Name, ErrUnsupported, "%v", err)
+	}
+	if err := checkFinite(s.Name+scaleSuffix, s.ScaleType, raw); err != nil {
+		return err
+	}
+	_, err := w.Write(raw)
+	return err
+}
+
+func (s Spec) writeShape(w io.Writer) error {
+	var raw []byte
+	for _, d := range s.Shape {
+		raw = binary.LittleEndian.AppendUint64(raw, uint64(d))
+	}
+	_, err := w.Write(raw)
+	return err
+}
+
+func (s Spec) writeZeros(w io.Writer, zeros []int8) error {
+	raw := []byte{byte(zeros[0])}
+	if s.Granularity != layer.PerTensor {
+		raw = make([]byte, 4*pack.Words(s.Rows, s.Bits)*s.scalesPerRow())
+		if err := pack.Columns(raw, zeros, s.Rows, s.scalesPerRow(), s.Bits); err != nil {
+			return &TensorError{Tensor: s.Name + zeroSuffix, Index: -1, Err: err}
+		}
+	}
+	_, err := w.Write(raw)
+	return err
+}
+
+// fits reports the first thing that keeps the tensor from being stored so.
+func (s Spec) fits(t loader.Tensor) error {
+	if !t.DType.IsFloat() {
+		return bad(s.Name, ErrInput, "a weight of dtype %s cannot be compressed", t.DType)
+	}
+	if !slices.Equal(s.Shape, t.Shape) {
+		return bad(s.Name, ErrInput, "shape %v, the checkpoint has %v", s.Shape, t.Shape)
+	}
+	return s.check(ErrInput)
+}
+
+// check reports what makes the spec inconsistent in itself, as an error of the
+// given kind.
+func (s Spec) check(kind error) error {
+	if err := s.scheme().check(); err != nil {
+		return bad(s.Name, kind, "%v", err)
+	}
+	n, ok := product(s.Shape)
+	switch {
+	case !writable(s.ScaleType):
+		return bad(s.Name, kind, "scales of dtype %s", s.ScaleType)
+	case !ok || n == 0 || len(s.Shape) == 0:
+		return bad(s.Name, kind, "a weight of shape %v cannot be compressed", s.Shape)
+	case s.Rows != s.Shape[0] || s.Cols != n/s.Rows:
+		return bad(s.Name, kind, "shape %v is not that of a %d×%d matrix", s.Shape, s.Rows, s.Cols)
+	}
+	return nil
+}
+
+// specs returns the specs of the solutions by name.
+func (in Input) specs() map[string]Spec {
+	specs := make(map[string]Spec, len(in.Solutions))
+	for name, s := range in.Solutions {
+		t, _ := in.Checkpoint.Lookup(name)
+		specs[name] = SpecOf(name, t.Shape, s)
+	}
+	return specs
+}
+
+// outline lists the tensors of model.safetensors in the order of aligned.
+// Without solutions in src it will do for all but writing.
+func (s *source) outline(specs map[string]Spec) ([]safetensors.Source, error) {
+	var list []safetensors.Source
+	for _, t := range s.Checkpoint.Tensors() {
+		if spec, ok := specs[t.Name]; ok {
+			list = append(list, spec.tensors(s.Solutions[t.Name])...)
+		} else {
+			list = append(list, streamed(t, s.kept))
+		}
+	}
+	return aligned(list), checkNames(list, specs)
+}
+
+// aligned orders tensors by the size of their elements, the largest first and
+// else as they were, so that each begins at a multiple of it.
+func aligned(list []safetensors.Source) []safetensors.Source {
+	slices.SortStableFunc(list, func(a, b safetensors.Source) int { return cmp.Compare(b.DType.Size(), a.DType.Size()) })
+	return list
+}
+
+// streamed is a tensor whose bytes are asked for when they are written.
+func streamed(t loader.Tensor, read func(loader.Tensor) ([]byte, error)) safetensors.Source {
+	return safetensors.Source{Name: t.Name, DType: t.DType, Shape: t.Shape, Write: func(w io.Writer) error {
+		raw, err := read(t)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(raw)
+		return err
+	}}
+}
+
+// checkNames refuses tensors that would not read back under their names.
+func checkNames(list []safetensors.Source, specs map[string]Spec) error {
+	names := make(map[string]bool, len(list))
+	for _, t := range list {
+		if names[t.Name] {
+			return bad(t.Name, ErrInput, "the compressed tensors would take a name that the checkpoint uses already")
+		}
+		names[t.Name] = true
+	}
+	for name := range specs {
+		if weight, err := resolve(moduleOf(name), names); err != nil || weight != name {
+			return bad(name, ErrInput, "the names of the checkpoint would make it ambiguous which tensor is compressed")
+		}
+	}
+	if name := orphan(names, func(name string) bool { _, ok := specs[name]; return ok }); name != "" {
+		return bad(name, ErrInput, "the checkpoint holds this weight compressed already")
+	}
+	return nil
+}
+
+// dtypesKey is the metadata key of the original dtypes of compressed weights.
+const dtypesKey = "fettle.dtypes"
+
+// metadata is what model.safetensors says of itself: the source's own metadata
+// and the dtypes that cannot be seen elsewhere.
+func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string, error) {
+	m := sourceMetadata(ckpt)
+	dtypes := map[string]string{}
+	for name, s := range specs {
+		if t, _ := ckpt.Lookup(name); t.DType != s.ScaleType {
+			dtypes[name] = t.DType.String()
+		}
+	}
+	if len(dtypes) == 0 {
+		return m, nil
+	}
+	text, err := json.Marshal(dtypes) // keys come out sorted
+	m[dtypesKey] = string(text)
+	return m, err
+}
+
+func sourceMetadata(ckpt *loader.Checkpoint) map[string]string {
+	m := map[string]string{"format": "pt"}
+	maps.Copy(m, ckpt.Metadata())
+	delete(m, dtypesKey)
+	return m
+}

@@ -37,9 +37,9 @@ type cell struct {
 	bytes      int64
 }
 
-// The size in pixels that a treemap is laid out for. Screens are wider or a
-// little narrower.
-const treemapWidth, treemapHeight = 420, 280
+// The size in pixels that a treemap is laid out for: half a page. On narrow
+// screens the style makes its letters smaller.
+const treemapWidth, treemapHeight = 560, 280
 
 // newTreemaps returns the bytes of layers, of all kept tensors together, and
 // of the rest, before and after.
@@ -98,9 +98,9 @@ func newTreemap(cells []cell) treemap {
 
 // label decides what of the cell's texts fits.
 func (c *cell) label(r rect) {
-	const letter, line, padding = 6.3, 14, 5
+	const letter, line, padding, readable = 6, 14, 5, 11
 	room := int((r.w - 2*padding) / letter)
-	if room < 6 || r.h < line+padding {
+	if room < min(readable, len([]rune(c.Label))) || r.h < line+padding {
 		c.Label = ""
 		return
 	}
@@ -203,9 +203,6 @@ func newDepthChart(layers []layerRow) depthChart {
 		Radius: 3.2,
 	}
 	named := len(layers) <= namedLayers
-	if named {
-		c.Height += 75
-	}
 	if len(layers) > 120 {
 		c.Radius = 1.6
 	}
@@ -230,7 +227,9 @@ func newDepthChart(layers []layerRow) depthChart {
 			p.NearestY = depthY(*l.NearestRelativeError, lo, hi)
 		}
 		if named {
-			p.Label = clip(names[i], 18)
+			p.Label = clip(names[i], 20)
+			// The letters are 6 wide and the labels drawn at 45 degrees.
+			c.Height = max(c.Height, c.LabelY+px(4.3*float64(len([]rune(p.Label))))+8)
 		} else if l.Index == 1 || l.Index%step == 0 {
 			p.Label = strconv.Itoa(l.Index)
 		}

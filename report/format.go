@@ -30,9 +30,8 @@ var functions = template.FuncMap{
 	"relative": relative,
 	"seconds":  seconds,
 	"shape":    shape,
-	"short":    short,
 	"size":     size,
-	"sort":     sortKey,
+	"full":     full,
 	"times":    times,
 	"share":    share[int],
 }
@@ -102,9 +101,9 @@ func relative(x *float64) string {
 	return significant(*x)
 }
 
-// sortKey returns what the script sorts a cell by: the figure in full, nothing
-// where there is none.
-func sortKey(x *float64) string {
+// full returns a figure with all its digits, as scripts read it; nothing where
+// there is none.
+func full(x *float64) string {
 	if x == nil {
 		return ""
 	}
@@ -174,24 +173,12 @@ func shape(s []int) string {
 	return strings.Join(parts, "×")
 }
 
-// formatGrid says which weights share a scale, and of which sort the grid is.
+// formatGrid says which weights share a scale.
 func formatGrid(l record.Layer) string {
-	s := l.Granularity
 	if l.GroupSize > 0 {
-		s += " " + strconv.Itoa(l.GroupSize)
+		return l.Granularity + " " + strconv.Itoa(l.GroupSize)
 	}
-	if l.Symmetric {
-		return s + ", sym."
-	}
-	return s + ", asym."
-}
-
-// short returns the start of a digest.
-func short(digest string) string {
-	if r := []rune(digest); len(r) > 12 {
-		return string(r[:12]) + "…"
-	}
-	return digest
+	return l.Granularity
 }
 
 // share returns a/b within 0…1; 0 where b is 0.

@@ -43,6 +43,7 @@ type page struct {
 	Totals    layerRow
 	HasErrors bool // some layer's error was measured
 	HasSoft   bool
+	Uniform   string // what holds for all layers; empty where they differ
 
 	Fallbacks []fallbackRow
 	FellBack  int // layers with fallbacks
@@ -86,6 +87,7 @@ func newPage(run *record.Run) (*page, error) {
 			p.FellBack++
 		}
 	}
+	p.Uniform = uniform(p.Layers)
 	p.Headline = newHeadline(p)
 	p.Groups = newGroupRows(p)
 	p.Before, p.After = newTreemaps(p)

@@ -94,6 +94,29 @@ func newLayerRows(run *record.Run) []layerRow {
 	return rows
 }
 
+// uniform says in words of which sort all grids are and whether all targets
+// are aligned, so that the table need not repeat it; nothing where the layers
+// differ.
+func uniform(rows []layerRow) string {
+	if len(rows) == 0 {
+		return ""
+	}
+	first := rows[0]
+	for _, l := range rows {
+		if l.Symmetric != first.Symmetric || l.Aligned != first.Aligned {
+			return ""
+		}
+	}
+	grids, targets := "asymmetric", "not aligned"
+	if first.Symmetric {
+		grids = "symmetric"
+	}
+	if first.Aligned {
+		targets = "aligned"
+	}
+	return fmt.Sprintf("All grids are %s, all targets %s.", grids, targets)
+}
+
 func totalRow(rows []layerRow) layerRow {
 	var t layerRow
 	for _, l := range rows {

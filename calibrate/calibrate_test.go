@@ -1,0 +1,151 @@
+package calibrate
+
+import (
+	"bytes"
+	"context"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/layer"
+)
+
+func randoms(rng *rand.Rand, n int) []float32 {
+	v := make([]float32, n)
+	for i := range v {
+		v[i] = float32(rng.NormFloat64())
+	}
+	return v
+}
+
+// take accumulates in chunks of the given number of samples.
+func take(t *testing.T, workers, chunk int, r Reading, x, xt []float32) *layer.Moments {
+	t.Helper()
+	ctx := context.Background()
+	a := New(pool.New(workers), r, x == nil)
+	for from := 0; from < len(xt); from += chunk * r.Size {
+		to := min(from+chunk*r.Size, len(xt))
+		var part []float32
+		if x != nil {
+			part = x[from:to]
+		}
+		if err := a.Add(ctx, part, xt[from:to]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := a.Moments(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func encode(t *testing.T, m *layer.Moments) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := layer.EncodeMoments(&b, m); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+var convolution = blas.Patches{
+	Channels: 4, Height: 9, Width: 7, KernelH: 3, KernelW: 3, StrideH: 2, StrideW: 1,
+	PadH: 1, PadW: 1, DilationH: 1, DilationW: 1, Groups: 2,
+}
+
+func TestMomentsAgainstTheDefinition(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, r := range []Reading{Rows(6, 6), Rows(5, 15), Convolution(convolution)} {
+		samples := 100
+		x, xt := randoms(rng, samples*r.Size), randoms(rng, samples*r.Size)
+		m := take(t, 2, samples, r, x, xt)
+		if want := int64(samples * r.rowsPerSample()); m.Rows != want {
+			t.Errorf("%d rows, want %d", m.Rows, want)
+		}
+		for g := range m.Groups {
+			h, cross := make([]float64, m.Inputs*m.Inputs), make([]float64, m.Inputs*m.Inputs)
+			sums := [2][]float64{make([]float64, m.Inputs), make([]float64, m.Inputs)}
+			eachRow(r, g, x, xt, func(a, at []float32) {
+				for i := range at {
+					sums[0][i] += float64(a[i])
+					sums[1][i] += float64(at[i])
+					for j := range at {
+						h[i*m.Inputs+j] += float64(at[i]) * float64(at[j])
+						cross[i*m.Inputs+j] += float64(at[i]) * float64(a[j])
+					}
+				}
+			})
+			near(t, "H", m.H[g].Data, h)
+			near(t, "G", m.G[g].Data, cross)
+			near(t, "Σx", m.SumX[g*m.Inputs:][:m.Inputs], sums[0])
+			near(t, "Σx̃", m.SumXt[g*m.Inputs:][:m.Inputs], sums[1])
+		}
+	}
+}
+
+func eachRow(r Reading, group int, x, xt []float32, f func(a, at []float32)) {
+	for s := 0; s < len(x); s += r.Size {
+		for p := range r.rowsPerSample() {
+			if r.Patches == nil {
+				f(x[s+p*r.Inputs:][:r.Inputs], xt[s+p*r.Inputs:][:r.Inputs])
+				continue
+			}
+			a, at := make([]float32, r.Inputs), make([]float32, r.Inputs)
+			r.Patches.Gather(a, r.Inputs, x[s:s+r.Size], group, p, 1)
+			r.Patches.Gather(at, r.Inputs, xt[s:s+r.Size], group, p, 1)
+			f(a, at)
+		}
+	}
+}
+
+func near(t *testing.T, what string, got, want []float64) {
+	t.Helper()
+	for i := range want {
+		if math.Abs(got[i]-want[i]) > 1e-3*(1+math.Abs(want[i])) {
+			t.Fatalf("%s: element %d is %v, want %v", what, i, got[i], want[i])
+		}
+	}
+}
+
+func TestSameBytesForAnyWorkersAndBatches(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	r := Convolution(convolution)
+	samples := 150 // over two Gram blocks
+	x, xt := randoms(rng, samples*r.Size), randoms(rng, samples*r.Size)
+	want := encode(t, take(t, 1, samples, r, x, xt))
+	for _, c := range []struct{ workers, chunk int }{{2, samples}, {5, 1}, {3, 7}} {
+		if !bytes.Equal(want, encode(t, take(t, c.workers, c.chunk, r, x, xt))) {
+			t.Errorf("%d workers, batches of %d: other bytes", c.workers, c.chunk)
+		}
+	}
+}
+
+func TestSameStreams(t *testing.T) {
+	xt := randoms(rand.New(rand.NewPCG(5, 6)), 40*6)
+	m := take(t, 2, 40, Rows(6, 6), nil, xt)
+	if m.G != nil || &m.SumX[0] != &m.SumXt[0] {
+		t.Error("the same stream was measured twice")
+	}
+	twice := take(t, 2, 40, Rows(6, 6), xt, xt)
+	near(t, "G", twice.G[0].Data, m.Cross(0).Data)
+}
+
+func TestEnergy(t *testing.T) {
+	// Two samples, two channels, area 2.
+	out := []float32{1, 2, 3, 4, 5, 6, 7, 8}
+	e, err := Energy(context.Background(), pool.New(2), out, 2, 2, []float32{1, 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	near(t, "energy", e, []float64{0 + 1 + 16 + 25, 9 + 16 + 49 + 64})
+}
+
+func TestAddRefusesPartsOfSamples(t *testing.T) {
+	a := New(pool.New(1), Rows(4, 4), true)
+	if err := a.Add(context.Background(), nil, make([]float32, 6)); err == nil {
+		t.Error("six values passed for samples of four")
+	}
+}

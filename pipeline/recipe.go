@@ -3,11 +3,13 @@ package pipeline
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/fettle-dev/fettle/quantize"
 )
@@ -297,10 +299,29 @@ func (q *Quantize) check() (where, reason string) {
 	if q.AdaRound != nil && q.Method != "adaround" {
 		return ".adaround", fmt.Sprintf("tunes a method that %s does not use; remove it", q.Method)
 	}
-	if err := q.options().Check(); err != nil {
-		return optionKey(err), errText(err)
+	var bad *quantize.OptionError
+	if err := q.options().Check(); errors.As(err, &bad) {
+		return optionKey(bad.Field), fmt.Sprintf("is %v, want %s", bad.Value, bad.Allowed)
 	}
 	return "", ""
+}
+
+// optionKey turns a field of quantize.Options into its key: GroupSize into
+// .group_size, AdaRound.Steps into .adaround.steps.
+func optionKey(field string) string {
+	var b strings.Builder
+	for part := range strings.SplitSeq(strings.Replace(field, "AdaRound", "Adaround", 1), ".") {
+		for i, r := range part {
+			switch {
+			case i == 0:
+				b.WriteByte('.')
+			case unicode.IsUpper(r):
+				b.WriteByte('_')
+			}
+			b.WriteRune(unicode.ToLower(r))
+		}
+	}
+	return b.String()
 }
 
 // options resolves what was asked for. AdaRound and GPTQ align unless told not

@@ -1,0 +1,116 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const goodRecipe = `version: 1
+model:
+  path: m.pt
+  input: {mean: [0.5], std: [0.25]}
+calibration: {data: c.bin, format: cifar10, samples: 10, seed: 0, subset: [0, 100]}
+rules:
+  - match: "conv1|linear"
+    steps: [{quantize: {method: nearest, bits: 8}}]
+  - match: "keep*"
+  - match: "*"
+    steps:
+      - quantize:
+          method: adaround
+          bits: 4
+          group_size: 32
+          adaround: {steps: 10}
+output: {dense: [pt]}
+`
+
+func TestParseRecipe(t *testing.T) {
+	r, err := ParseRecipe([]byte(goodRecipe), "dir/r.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Model.Path != filepath.Join("dir", "m.pt") || r.Calibration.Path != filepath.Join("dir", "c.bin") || r.Evaluate != nil {
+		t.Errorf("paths %q, %q", r.Model.Path, r.Calibration.Path)
+	}
+	if r.Sequential != "value" || r.OnFallback != "warn" || r.Output.Format != "compressed-tensors" {
+		t.Errorf("defaults: %+v", r)
+	}
+	first := r.Rules[0].Steps[0].Quantize.options()
+	if first.Align || first.Granularity != "channel" || first.NeedsMoments() {
+		t.Errorf("nearest: %+v", first)
+	}
+	last := r.Rules[2].Steps[0].Quantize.options()
+	if !last.Align || last.Granularity != "group" || last.AdaRound.Steps != 10 || last.Damping == 0 {
+		t.Errorf("adaround: %+v", last)
+	}
+	for name, want := range map[string]int{"conv1": 0, "linear": 0, "conv10": 2, "keep.1.x": 1, "layer1.0.conv1": 2} {
+		for i := range r.Rules {
+			if r.Rules[i].matches(name) {
+				if i != want {
+					t.Errorf("%s matches rule %d, want %d", name, i, want)
+				}
+				break
+			}
+		}
+	}
+}
+
+// TestRecipeErrors changes one line of a good recipe at a time: each fault is
+// named with its line and with what would be right.
+func TestRecipeErrors(t *testing.T) {
+	for _, c := range []struct{ old, new, want string }{
+		{"version: 1", "version: 2", `r.yaml:1: version: is 2; this fettle reads version 1`},
+		{"version: 1\n", "", `version: is 0`},
+		{"bits: 8", "bit: 8", `r.yaml:8: rules[0].steps[0].quantize: unknown key "bit"; did you mean "bits"?`},
+		{"bits: 8", "bits: 9", `r.yaml:8: rules[0].steps[0].quantize.bits`},
+		{"bits: 8", "bits: eight", `r.yaml:8: "eight" is not a whole number`},
+		{", bits: 8", "", `r.yaml:8: rules[0].steps[0].quantize.bits: is missing; give 2 to 8`},
+		{"method: nearest", "method: neerest", `r.yaml:8: rules[0].steps[0].quantize.method: "neerest" is not known; did you mean "nearest"?`},
+		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: "awq" is not known (one of nearest, gptq, adaround)`},
+		{"adaround: {steps: 10}", "adaround: {steps: 10, foo: 1}", `r.yaml:16: rules[2].steps[0].quantize.adaround: unknown key "foo"`},
+		{"method: adaround", "method: gptq", `r.yaml:16: rules[2].steps[0].quantize.adaround: tunes a method that gptq does not use`},
+		{"group_size: 32", "granularity: rows", `granularity: "rows" is not known`},
+		{"group_size: 32", "granularity: group", `rules[2].steps[0].quantize.group_size`},
+		{"format: cifar10", "format: cifar", `r.yaml:5: calibration.format: "cifar" is not known; did you mean "cifar10"?`},
+		{"data: c.bin, ", "", `r.yaml:5: calibration.data: is missing`},
+		{"subset: [0, 100]", "subset: [5, 5]", `r.yaml:5: calibration.subset`},
+		{"samples: 10", "samples: -1", `r.yaml:5: calibration.samples`},
+		{"dense: [pt]", "dense: [onnx]", `r.yaml:17: output.dense[0]: "onnx" is not known (one of safetensors, pt)`},
+		{"std: [0.25]", "std: []", `r.yaml:4: model.input: has 1 means and 0 stds`},
+		{"rules:", "ruls:", `r.yaml:6: unknown key "ruls"; did you mean "rules"?`},
+		{`match: "keep*"`, `match: "keep["`, `r.yaml:9: rules[1].match: pattern "keep[" is malformed`},
+		{"version: 1", "version: 1\nversion: 1", `r.yaml:2`},
+		{"version: 1", "version: [", "r.yaml:"},
+	} {
+		text := strings.Replace(goodRecipe, c.old, c.new, 1)
+		if text == goodRecipe {
+			t.Fatalf("%q is not in the recipe", c.old)
+		}
+		_, err := ParseRecipe([]byte(text), "r.yaml")
+		var re *RecipeError
+		if !errors.As(err, &re) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q for %q:\n got %v\nwant %s", c.new, c.old, err, c.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("more than one line: %v", err)
+		}
+	}
+}
+
+func FuzzParseRecipe(f *testing.F) {
+	f.Add([]byte(goodRecipe))
+	f.Add([]byte("version: 1\nrules: [{match: a, steps: [{quantize: &a {method: gptq, bits: 3}}]}, {match: b, steps: [{quantize: *a}]}]"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := ParseRecipe(text, "r.yaml")
+		if (r == nil) == (err == nil) {
+			t.Errorf("recipe %v, error %v", r, err)
+		}
+		var re *RecipeError
+		if err != nil && !errors.As(err, &re) {
+			t.Error(fmt.Errorf("untyped: %w", err))
+		}
+	})
+}

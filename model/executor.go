@@ -32,11 +32,7 @@ func Stored(c *loader.Checkpoint) Weights {
 		if !ok {
 			return nil, fmt.Errorf("model: the checkpoint has no tensor %s", name)
 		}
-		n := 1
-		for _, d := range t.Shape {
-			n *= d
-		}
-		dst := make([]float32, n)
+		dst := make([]float32, t.Elements())
 		return dst, c.ReadFloat32(name, dst)
 	}
 }

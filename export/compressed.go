@@ -16,6 +16,9 @@ import (
 // CompressedTensors will write when the weights of the checkpoint are stored
 // as the specs say. It reads no tensor.
 func CompressedTensorsSize(ckpt *loader.Checkpoint, specs []Spec) (int64, error) {
+	if err := checkReadable(ckpt); err != nil {
+		return 0, err
+	}
 	byName := make(map[string]Spec, len(specs))
 	for _, s := range specs {
 		t, ok := ckpt.Lookup(s.Name)

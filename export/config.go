@@ -135,14 +135,15 @@ func writeConfig(w io.Writer, in Input, specs map[string]Spec) error {
 		}
 	}
 	config := map[string]any{
-		"architectures": []string{in.Architecture},
-		"model_type":    in.Architecture,
 		"quantization_config": map[string]any{
 			"quant_method": quantMethod, "version": layoutVersion, "format": quantFormat,
 			"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
 			"ignore": ignore, "sparsity_config": map[string]any{}, "transform_config": map[string]any{},
 			"config_groups": groups,
 		},
+	}
+	if in.Architecture != "" {
+		config["architectures"], config["model_type"] = []string{in.Architecture}, in.Architecture
 	}
 	if in.Tool != "" {
 		config["written_by"] = in.Tool

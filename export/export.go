@@ -64,7 +64,7 @@ const (
 var (
 	ErrNotFinite   = errors.New("NaN or infinity")
 	ErrInput       = errors.New("does not fit the checkpoint")
-	ErrUnsupported = errors.New("not supported by the output format")
+	ErrUnsupported = errors.New("cannot be written")
 	ErrCorrupt     = errors.New("not as fettle writes it")
 	ErrMismatch    = errors.New("reads back differently from what was to be written")
 )
@@ -115,6 +115,9 @@ type Input struct {
 
 // check reports the first thing that keeps the input from being written.
 func (in Input) check() error {
+	if err := checkReadable(in.Checkpoint); err != nil {
+		return err
+	}
 	seen := 0
 	for _, t := range in.Checkpoint.Tensors() {
 		s, solved := in.Solutions[t.Name]
@@ -149,6 +152,14 @@ func (in Input) check() error {
 		if _, ok := in.Checkpoint.Lookup(name); !ok {
 			return bad(name, ErrInput, "the checkpoint has no such tensor to replace")
 		}
+	}
+	return nil
+}
+
+// checkReadable refuses a checkpoint of which a tensor would be left out.
+func checkReadable(ckpt *loader.Checkpoint) error {
+	for _, s := range ckpt.Skipped() {
+		return bad(s.Name, ErrUnsupported, "the checkpoint's tensor cannot be read (%s) and would be lost", s.Reason)
 	}
 	return nil
 }

@@ -276,18 +276,18 @@ func TestLayout(t *testing.T) {
 		got[x.Name] = fmt.Sprint(x.DType, x.Shape)
 	}
 	want := map[string]string{
-		"module.conv1.weight_packed":            "I32[8 3]", // ⌈27·3/32⌉
-		"module.conv1.weight_scale":             "F32[8 1]",
-		"module.conv1.weight_shape":             "I64[4]",
-		"module.conv1.weight_zero_point":        "I32[1 1]", // ⌈8·3/32⌉
-		"module.fc.weight_packed":               "I32[5 2]",
-		"module.fc.weight_scale":                "F16[5 2]",
-		"module.fc.weight_shape":                "I64[2]",
-		"module.fc.weight_zero_point":           "I32[1 2]",
-		"module.attn.in_proj_weight_packed":     "I32[6 1]",
-		"module.attn.in_proj_weight_scale":      "BF16[1]",
-		"module.attn.in_proj_weight_shape":      "I64[2]",
-		"module.attn.in_proj_weight_zero_point": "I8[1]",
+		"module.conv1.weight_packed":            "I32 [8 3]", // ⌈27·3/32⌉
+		"module.conv1.weight_scale":             "F32 [8 1]",
+		"module.conv1.weight_shape":             "I64 [4]",
+		"module.conv1.weight_zero_point":        "I32 [1 1]", // ⌈8·3/32⌉
+		"module.fc.weight_packed":               "I32 [5 2]",
+		"module.fc.weight_scale":                "F16 [5 2]",
+		"module.fc.weight_shape":                "I64 [2]",
+		"module.fc.weight_zero_point":           "I32 [1 2]",
+		"module.attn.in_proj_weight_packed":     "I32 [6 1]",
+		"module.attn.in_proj_weight_scale":      "BF16 [1]",
+		"module.attn.in_proj_weight_shape":      "I64 [2]",
+		"module.attn.in_proj_weight_zero_point": "I8 [1]",
 	}
 	for _, x := range in.Checkpoint.Tensors() {
 		if _, ok := in.Solutions[x.Name]; !ok {
@@ -301,7 +301,7 @@ func TestLayout(t *testing.T) {
 	if diff := cmp.Diff(meta, ckpt.Metadata()); diff != "" {
 		t.Errorf("metadata (-want +got):\n%s", diff)
 	}
-	f, err := os.Open(filepath.Join(ckpt.Path()))
+	f, err := os.Open(ckpt.Path())
 	if err != nil {
 		t.Fatal(err)
 	}

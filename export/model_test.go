@@ -96,7 +96,7 @@ func TestOpenHostile(t *testing.T) {
 		"shape zero":     {only(fc+"_shape", func(x *tensor) { clear(x.raw[8:]) }), nil, ErrCorrupt, fc + "_shape", 1},
 		"shape negative": {only(fc+"_shape", func(x *tensor) { x.raw[7] = 0xff }), nil, ErrCorrupt, fc + "_shape", 0},
 		"shape overflow": {only(fc+"_shape", func(x *tensor) { x.raw[6], x.raw[14] = 0x7f, 0x7f }), nil, ErrCorrupt, fc + "_shape", -1},
-		"shape huge":     {only(fc+"_shape", func(x *tensor) { x.raw[7] = 0x0f }), nil, ErrCorrupt, fc + "_shape", -1},
+		"shape huge":     {only(fc+"_shape", func(x *tensor) { x.raw[7] = 0x0f }), nil, ErrCorrupt, fc + "_packed", -1},
 		"shape other":    {only(conv+"_shape", func(x *tensor) { x.raw[0] = 9 }), nil, ErrCorrupt, conv + "_packed", -1},
 		"scale NaN": {only(conv+"_scale", func(x *tensor) {
 			binary.LittleEndian.PutUint32(x.raw[8:], math.Float32bits(float32(math.NaN())))
@@ -233,7 +233,7 @@ func TestVerifyNames(t *testing.T) {
 		tensor string
 		index  int
 	}{
-		"code":     {func(in *Input) { c := in.Solutions["module.conv1.weight"].Codes; c[28] = -4 - (c[28] + 1) }, "module.conv1.weight_packed", 28},
+		"code":     {func(in *Input) { c := in.Solutions["module.conv1.weight"].Codes; c[28] ^= 1 }, "module.conv1.weight_packed", 28},
 		"scale":    {func(in *Input) { in.Solutions["module.conv1.weight"].Grid.Scales[5] *= 2 }, "module.conv1.weight_scale", 5},
 		"zero":     {func(in *Input) { z := in.Solutions["module.fc.weight"].Grid.Zeros; z[9] ^= 1 }, "module.fc.weight_zero_point", 9},
 		"replaced": {func(in *Input) { in.Replaced["module.bn1.bias"][6] = 9 }, "module.bn1.bias", 6},
@@ -271,6 +271,30 @@ func TestVerifyNames(t *testing.T) {
 			t.Errorf("one more: %v", err)
 		}
 	})
+}
+
+// Verify reads dense files beside the compressed one as well.
+func TestVerifyReadsDense(t *testing.T) {
+	in := small(t)
+	dir := write(t, in)
+	if _, err := Dense(context.Background(), dir, Safetensors, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(context.Background(), dir, in); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, Safetensors.FileName())
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file[len(file)-1] ^= 1
+	if err := os.WriteFile(path, file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(context.Background(), dir, in); !errors.Is(err, ErrMismatch) {
+		t.Errorf("a damaged dense file: %v", err)
+	}
 }
 
 func FuzzConfig(f *testing.F) {

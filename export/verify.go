@@ -3,8 +3,11 @@ package export
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -13,9 +16,10 @@ import (
 )
 
 // Verify opens what CompressedTensors wrote into dir and compares every code,
-// scale, zero point and kept tensor with the input. A difference is a
-// *TensorError that is ErrMismatch and names the tensor and the index.
-// It holds at most two tensors beside the solutions.
+// scale, zero point and kept tensor with the input; then what Dense wrote
+// there, if it did. A difference is a *TensorError that is ErrMismatch and
+// names the tensor and the index. It holds at most two tensors beside the
+// solutions.
 func Verify(ctx context.Context, dir string, in Input) error {
 	if err := in.check(); err != nil {
 		return err
@@ -27,6 +31,15 @@ func Verify(ctx context.Context, dir string, in Input) error {
 	defer m.Close()
 	if err := m.verify(ctx, in); err != nil {
 		return fmt.Errorf("verify %s: %w", filepath.Join(dir, ModelName), err)
+	}
+	for _, format := range []DenseFormat{Safetensors, PyTorch} {
+		_, err := os.Stat(filepath.Join(dir, format.FileName()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := errors.Join(err, VerifyDense(ctx, dir, format, in)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -96,7 +109,7 @@ func verifyEqual[T comparable](name string, got, want []T) error {
 }
 
 // VerifyDense opens what Dense wrote into dir and compares the bytes of every
-// tensor with the input, in the manner of Verify.
+// tensor with the input. A difference is reported as Verify does it.
 func VerifyDense(ctx context.Context, dir string, format DenseFormat, in Input) error {
 	if err := in.check(); err != nil {
 		return err

@@ -195,7 +195,7 @@ const (
 func newDepthChart(layers []layerRow) depthChart {
 	lo, hi := errorDecades(layers)
 	c := depthChart{
-		Width: depthWidth, Left: depthLeft, Right: depthWidth - 8,
+		Width: depthWidth, Left: depthLeft, Right: depthWidth - 14,
 		Top: depthTop, Bottom: depthTop + depthPlot,
 		StripY: depthTop + depthPlot + 4, LabelY: depthTop + depthPlot + 28,
 		Height: depthTop + depthPlot + 40,

@@ -57,8 +57,12 @@ func thousands(digits string) string {
 	return b.String()
 }
 
-// fixed formats x with the given digits after the point.
+// fixed formats x with the given digits after the point. Sums may overflow;
+// those are not known.
 func fixed(x float64, digits int) string {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return unknown
+	}
 	if math.Abs(x) >= 1e15 {
 		return strings.ReplaceAll(strconv.FormatFloat(x, 'g', 3, 64), "-", minus)
 	}
@@ -141,6 +145,9 @@ func seconds(s float64) string {
 
 // percent formats a share of 1.
 func percent(x float64) string {
+	if x > 0 && x < 0.00005 {
+		return "< 0.01 %"
+	}
 	if x > 0 && x < 0.0995 {
 		return fixed(100*x, 2) + " %"
 	}
@@ -210,10 +217,10 @@ func baseName(p string) string {
 // and ".weight" at their ends: charts have little room.
 func shortNames(names []string) []string {
 	out := make([]string, len(names))
-	if len(names) == 0 {
-		return out
+	prefix := ""
+	if len(names) > 1 {
+		prefix = parent(names[0])
 	}
-	prefix := parent(names[0])
 	for _, n := range names {
 		for !strings.HasPrefix(n, prefix) {
 			prefix = parent(strings.TrimSuffix(prefix, "."))

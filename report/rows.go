@@ -107,14 +107,14 @@ func uniform(rows []layerRow) string {
 			return ""
 		}
 	}
-	grids, targets := "asymmetric", "not aligned"
+	grids, targets := "asymmetric", "no target is"
 	if first.Symmetric {
 		grids = "symmetric"
 	}
 	if first.Aligned {
-		targets = "aligned"
+		targets = "all targets are"
 	}
-	return fmt.Sprintf("All grids are %s, all targets %s.", grids, targets)
+	return fmt.Sprintf("All grids are %s; %s aligned.", grids, targets)
 }
 
 func totalRow(rows []layerRow) layerRow {

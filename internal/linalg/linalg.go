@@ -293,7 +293,12 @@ func reverse(a blas64.General) {
 	}
 }
 
-func row(a blas64.General, i int) []float64 { return a.Data[i*a.Stride:][:a.Cols] }
+func row(a blas64.General, i int) []float64 {
+	if a.Cols == 0 {
+		return nil
+	}
+	return a.Data[i*a.Stride:][:a.Cols]
+}
 
 // sub returns the rows×cols part of a that starts at (i, j).
 func sub(a blas64.General, i, j, rows, cols int) blas64.General {

@@ -1,0 +1,190 @@
+// Package loader opens checkpoints: safetensors files and folders, and what
+// torch.save wrote, both as a zip and in the older format before PyTorch 1.6.
+//
+// Opening reads headers and pickles, never tensor data. ReadFloat32 and
+// ReadBytes fetch one tensor at a time into the caller's memory. Files are read
+// with ReadAt, not mapped: a file that is cut short while it is open then gives
+// an error, where a mapping would kill the process.
+//
+// A pickle is a program. This package runs none of it: a checking pass bounds
+// what its operations may ask for, classes outside a short list become inert
+// objects that only hold their arguments, and their names are reported by
+// UnknownClasses. Tensors that such objects hold can still be listed and read.
+package loader
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/fettle-dev/fettle/internal/dtype"
+)
+
+// DType is the type of a tensor's elements.
+type DType = dtype.DType
+
+// Format says how a checkpoint is stored.
+type Format string
+
+// The formats.
+const (
+	Safetensors   Format = "safetensors"
+	PyTorchZip    Format = "pytorch-zip"
+	PyTorchLegacy Format = "pytorch-legacy"
+)
+
+// ErrNotFound says that a checkpoint has no tensor of a name.
+var ErrNotFound = errors.New("no such tensor")
+
+// FormatError says that a file is malformed, cut short, or no checkpoint.
+// Reason says what is wrong and, where something helps, what to do.
+type FormatError struct{ Path, Reason string }
+
+func (e *FormatError) Error() string {
+	if e.Path == "" {
+		return e.Reason
+	}
+	return e.Path + ": " + e.Reason
+}
+
+// malformed returns a FormatError; Open adds the path.
+func malformed(format string, args ...any) error {
+	return &FormatError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// Skipped is a tensor that the checkpoint holds but that cannot be read.
+type Skipped struct{ Name, Reason string }
+
+// Checkpoint is an open checkpoint. It is safe for concurrent use.
+type Checkpoint struct {
+	path     string
+	format   Format
+	files    []*os.File
+	size     int64
+	tensors  []Tensor
+	skipped  []Skipped
+	index    map[string]int
+	metadata map[string]string
+	root     string
+	unknown  []string
+}
+
+// Open opens the checkpoint at path: a file, or a folder that holds
+// model.safetensors, model.safetensors.index.json with its shards, or
+// pytorch_model.bin. It reads no tensor data. The error is a *FormatError where
+// the content is at fault.
+func Open(ctx context.Context, path string) (*Checkpoint, error) {
+	c := &Checkpoint{path: path, index: map[string]int{}}
+	err := c.open(ctx)
+	if err == nil {
+		err = c.buildIndex()
+	}
+	if err != nil {
+		_ = c.Close() // the error that matters is the one returned
+		if bad, ok := errors.AsType[*FormatError](err); ok && bad.Path == "" {
+			bad.Path = path
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Checkpoint) buildIndex() error {
+	for i, t := range c.tensors {
+		if _, taken := c.index[t.Name]; taken {
+			return malformed("two tensors have the name %q", t.Name)
+		}
+		c.index[t.Name] = i
+	}
+	return nil
+}
+
+// Path returns the path that was given to Open.
+func (c *Checkpoint) Path() string { return c.path }
+
+// Format returns how the checkpoint is stored.
+func (c *Checkpoint) Format() Format { return c.format }
+
+// Size returns the bytes of the weight files.
+func (c *Checkpoint) Size() int64 { return c.size }
+
+// Tensors returns the state dict's tensors in stored order. Their shapes must
+// not be modified.
+func (c *Checkpoint) Tensors() []Tensor { return slices.Clone(c.tensors) }
+
+// Skipped returns the tensors of the state dict that are of a kind that cannot
+// be read (quantized, sparse, complex128, …), with the reason.
+func (c *Checkpoint) Skipped() []Skipped { return slices.Clone(c.skipped) }
+
+// Lookup returns the tensor of a name.
+func (c *Checkpoint) Lookup(name string) (Tensor, bool) {
+	i, ok := c.index[name]
+	if !ok {
+		return Tensor{}, false
+	}
+	return c.tensors[i], true
+}
+
+// Metadata returns a safetensors file's __metadata__; nil where it has none.
+func (c *Checkpoint) Metadata() map[string]string { return maps.Clone(c.metadata) }
+
+// Root returns where a pickle's state dict was found: the dotted path from the
+// top object, e.g. "state_dict", and "" where that object is the state dict.
+func (c *Checkpoint) Root() string { return c.root }
+
+// UnknownClasses returns the classes and functions that a pickle names and that
+// are not on the list of known, harmless ones, sorted. None of them was run.
+func (c *Checkpoint) UnknownClasses() []string { return slices.Clone(c.unknown) }
+
+// Close closes the files. Reads fail from then on.
+func (c *Checkpoint) Close() error {
+	var errs []error
+	for _, f := range c.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// SHA256 returns the SHA-256 of the weight file in hex. Of several files it is
+// the SHA-256 of their binary hashes, one after the other in the order of the
+// files' names. It reads the files whole.
+func (c *Checkpoint) SHA256(ctx context.Context) (string, error) {
+	sums := sha256.New()
+	for _, f := range c.files {
+		h := sha256.New()
+		if err := hashFile(ctx, h, f); err != nil {
+			return "", err
+		}
+		if len(c.files) == 1 {
+			return hex.EncodeToString(h.Sum(nil)), nil
+		}
+		sums.Write(h.Sum(nil))
+	}
+	return hex.EncodeToString(sums.Sum(nil)), nil
+}
+
+// hashFile reads through ReadAt, so that calls do not share a file position.
+func hashFile(ctx context.Context, h hash.Hash, f *os.File) error {
+	buf := make([]byte, 1<<20)
+	for off := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.ReadAt(buf, off)
+		h.Write(buf[:n])
+		off += int64(n)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package loader
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/fettle-dev/fettle/internal/safetensors"
+)
+
+// Names of the weight files in a folder, in the order of preference.
+const (
+	singleName = "model.safetensors"
+	indexName  = "model.safetensors.index.json"
+	torchName  = "pytorch_model.bin"
+)
+
+// maxIndex bounds the index of a sharded checkpoint in bytes.
+const maxIndex = 256 << 20
+
+func (c *Checkpoint) open(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	info, err := os.Stat(c.path)
+	if err != nil {
+		return err
+	}
+	switch {
+	case info.IsDir():
+		return c.openFolder(ctx)
+	case strings.HasSuffix(c.path, ".index.json"):
+		return c.openShards(ctx, c.path)
+	}
+	return c.openFile(c.path)
+}
+
+func (c *Checkpoint) openFolder(ctx context.Context) error {
+	for _, name := range []string{singleName, indexName, torchName} {
+		path := filepath.Join(c.path, name)
+		_, err := os.Stat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return err
+		case name == indexName:
+			return c.openShards(ctx, path)
+		}
+		return c.openFile(path)
+	}
+	return malformed("the folder holds none of %s, %s and %s: name the checkpoint file itself", singleName, indexName, torchName)
+}
+
+// openFile opens a single file of any format.
+func (c *Checkpoint) openFile(path string) error {
+	f, size, err := c.addFile(path)
+	if err != nil {
+		return err
+	}
+	return c.openReader(f, size, strings.HasSuffix(path, ".safetensors"))
+}
+
+// openReader tells the format from the first bytes, unless the file's name has
+// told it.
+func (c *Checkpoint) openReader(f io.ReaderAt, size int64, isSafetensors bool) error {
+	head := make([]byte, min(size, 16))
+	if err := readAt(f, head, 0); err != nil {
+		return err
+	}
+	switch {
+	case size == 0:
+		return malformed("the file is empty")
+	case isSafetensors || looksLikeSafetensors(head):
+		return c.openSafetensors(f, size)
+	case bytes.HasPrefix(head, []byte("PK\x03\x04")):
+		return c.openZip(f, size)
+	case bytes.HasPrefix(head, []byte("GGUF")):
+		return malformed("this is a GGUF file, which cannot be read: give the safetensors or PyTorch checkpoint that it was made from")
+	case head[0] == 0x80 || head[0] == 'L': // PROTO, or protocol 1's decimal magic number
+		return c.openLegacy(f, size)
+	}
+	return malformed("this is neither a safetensors file nor a checkpoint that torch.save wrote")
+}
+
+// looksLikeSafetensors reports whether a file starts with a length below 4 GiB
+// and a JSON object.
+func looksLikeSafetensors(head []byte) bool {
+	return len(head) > 8 && head[8] == '{' && bytes.Equal(head[4:8], []byte{0, 0, 0, 0})
+}
+
+// addFile opens a weight file and counts its size. Only regular files are
+// opened: a pipe would block, and cannot be read at an offset.
+func (c *Checkpoint) addFile(path string) (*os.File, int64, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, &FormatError{path, "this is not a regular file"}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.files = append(c.files, f)
+	if info, err = f.Stat(); err != nil {
+		return nil, 0, err
+	}
+	c.size += info.Size()
+	return f, info.Size(), nil
+}
+
+// openSafetensors adds the tensors of one file.
+func (c *Checkpoint) openSafetensors(f io.ReaderAt, size int64) error {
+	c.format = Safetensors
+	h, err := safetensors.ReadHeader(f, size)
+	if bad, ok := errors.AsType[*safetensors.Error](err); ok {
+		return malformed("%s", bad.Reason)
+	}
+	if err != nil {
+		return err
+	}
+	for _, t := range h.Tensors {
+		c.tensors = append(c.tensors, Tensor{
+			Name: t.Name, DType: t.DType, Shape: t.Shape,
+			storage: &storage{data: f, base: h.DataOffset + t.Begin, size: t.End - t.Begin},
+			strides: denseStrides(t.Shape),
+		})
+	}
+	for key, value := range h.Metadata {
+		if c.metadata == nil {
+			c.metadata = map[string]string{}
+		}
+		if _, taken := c.metadata[key]; !taken { // the first shard that has a key names it
+			c.metadata[key] = value
+		}
+	}
+	return nil
+}
+
+// openShards opens the shards that an index names, in the order of their names.
+func (c *Checkpoint) openShards(ctx context.Context, index string) error {
+	shardOf, err := readShardIndex(index)
+	if err != nil {
+		return err
+	}
+	var shards []string
+	for _, shard := range shardOf {
+		shards = append(shards, shard)
+	}
+	slices.Sort(shards)
+	for _, shard := range slices.Compact(shards) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if shard == "" || shard != filepath.Base(shard) || !filepath.IsLocal(shard) {
+			return malformed("the index names the shard %q, which is not a file beside it", shard)
+		}
+		path := filepath.Join(filepath.Dir(index), shard)
+		f, size, err := c.addFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return malformed("the shard %s is missing: download it again", shard)
+		}
+		if err != nil {
+			return err
+		}
+		before := len(c.tensors)
+		if err := c.openSafetensors(f, size); err != nil {
+			if bad, ok := errors.AsType[*FormatError](err); ok {
+				bad.Path = path
+			}
+			return err
+		}
+		for _, t := range c.tensors[before:] {
+			if shardOf[t.Name] != shard {
+				return malformed("the shard %s holds tensor %q, which the index puts into %q", shard, t.Name, shardOf[t.Name])
+			}
+			delete(shardOf, t.Name)
+		}
+	}
+	for name, shard := range shardOf {
+		return malformed("the index puts tensor %q into %s, which does not hold it", name, shard)
+	}
+	return nil
+}
+
+// readShardIndex returns the file that holds each tensor.
+func readShardIndex(path string) (map[string]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxIndex {
+		return nil, malformed("the index must be a regular file of at most %d bytes", int64(maxIndex))
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var index struct {
+		WeightMap map[string]string `json:"weight_map"`
+	}
+	if err := json.Unmarshal(text, &index); err != nil {
+		return nil, malformed("the index is not valid JSON: %v", err)
+	}
+	if len(index.WeightMap) == 0 {
+		return nil, malformed("the index has no weight_map")
+	}
+	return index.WeightMap, nil
+}

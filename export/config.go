@@ -189,18 +189,23 @@ func readConfig(path string) (architecture string, targets map[string]scheme, er
 	if len(data) > maxConfig {
 		return "", nil, fmt.Errorf("%s: %w: larger than %d bytes", path, ErrCorrupt, maxConfig)
 	}
-	var c config
-	if err := json.Unmarshal(data, &c); err != nil {
-		return "", nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
-	}
-	targets, err = c.targets()
+	architecture, targets, err = parseConfig(data)
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+	}
+	return architecture, targets, nil
+}
+
+func parseConfig(data []byte) (architecture string, targets map[string]scheme, err error) {
+	var c config
+	if err := json.Unmarshal(data, &c); err != nil {
+		return "", nil, err
 	}
 	if len(c.Architectures) > 0 {
 		architecture = c.Architectures[0]
 	}
-	return architecture, targets, nil
+	targets, err = c.targets()
+	return architecture, targets, err
 }
 
 func (c config) targets() (map[string]scheme, error) {

@@ -18,8 +18,7 @@ import (
 
 // Model is an opened output of CompressedTensors. It looks like the dense
 // checkpoint: the original's names, shapes and dtypes. Tensors are read on
-// demand, so opening costs the headers alone. It is for one goroutine at a
-// time unless loader says otherwise.
+// demand, so opening costs the headers alone. It is safe for concurrent use.
 type Model struct {
 	file         *loader.Checkpoint
 	architecture string

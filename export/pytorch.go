@@ -26,6 +26,9 @@ var storageClass = map[dtype.DType]string{
 // mapped. The bytes depend on the arguments alone.
 func writePyTorch(w io.Writer, root string, tensors []loader.Tensor, read func(loader.Tensor) ([]byte, error)) error {
 	for _, t := range tensors {
+		if t.Name == "" {
+			return bad(t.Name, ErrUnsupported, "a state dict's tensor needs a name; write dense safetensors instead")
+		}
 		if storageClass[t.DType] == "" {
 			return bad(t.Name, ErrUnsupported, "PyTorch files hold no %s here; write dense safetensors instead", t.DType)
 		}

@@ -1,8 +1,9 @@
 // Package gate turns budgets into a verdict on an output folder of fettle.
 //
 // It reads the record, the manifest and the headers of weight files, never
-// tensor data: checking a folder of any size takes milliseconds. Sizes are of
-// the files on disk. A folder whose record, manifest and files contradict each
+// tensor data, so that checking a folder of any size takes milliseconds; the
+// weight files' own digests are therefore not checked. Sizes are of the files
+// on disk. A folder whose record, manifest and files contradict each
 // other is an error, not a verdict.
 package gate
 
@@ -59,7 +60,7 @@ func (v Verdict) String() string {
 	if v.Detail != "" {
 		detail = " (" + v.Detail + ")"
 	}
-	return fmt.Sprintf("%s  %-18s %s%s%s%s", status, v.Name, v.Actual, joint, v.Limit, detail)
+	return fmt.Sprintf("%s  %-18s  %s%s%s%s", status, v.Name, v.Actual, joint, v.Limit, detail)
 }
 
 // ErrNoBudget says that there was nothing to check.

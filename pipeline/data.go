@@ -57,10 +57,10 @@ func (r *run) openImages(ctx context.Context, d *Data) (*dataset.Images, error) 
 func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dataset.Images, error) {
 	o := dataset.Options{
 		Path: d.Path, Format: d.Format, Labels: d.Labels, Samples: d.Samples, Seed: d.Seed,
-		Mean: g.Normalize.Mean, Std: g.Normalize.Std,
+		Normalize: dataset.Normalize(g.Normalize),
 	}
 	if len(input.Mean) > 0 {
-		o.Mean, o.Std = input.Mean, input.Std
+		o.Normalize = dataset.Normalize{Mean: input.Mean, Std: input.Std}
 	}
 	if len(d.Subset) == 2 {
 		o.Subset = [2]int(d.Subset)
@@ -72,7 +72,7 @@ func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dat
 	want := g.Values[g.Input].Shape
 	flat := len(want) == 1 && want[0] == elements(images.Shape)
 	if !flat && !slices.Equal(images.Shape, want) {
-		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("samples are %v and the model takes %v; use the data that the model was trained for", images.Shape, want)}
+		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("samples are %v and the model takes %v; use the data that it was trained for, or say its size with model: {input: {shape: …}}", images.Shape, want)}
 	}
 	return images, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -352,6 +353,9 @@ func TestCheckFindsBrokenGraphs(t *testing.T) {
 		"no batchnorm":    func(g *Graph) { g.Ops[1].BatchNorm = nil },
 		"relu's weight":   func(g *Graph) { g.Ops[2].Weight = "w" },
 		"shared weight":   func(g *Graph) { g.Ops[3].Weight = g.Ops[0].Weight },
+		"eps":             func(g *Graph) { g.Ops[1].BatchNorm.Eps = math.Inf(1) },
+		"means":           func(g *Graph) { g.Normalize.Mean = g.Normalize.Mean[1:] },
+		"deviation":       func(g *Graph) { g.Normalize.Std[0] = float32(math.NaN()) },
 		"inputs":          func(g *Graph) { g.Ops[2].Inputs = nil },
 		"input too large": func(g *Graph) { g.Ops[2].Inputs = []int{99} },
 	} {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -100,6 +101,19 @@ type Normalize struct {
 	Std  []float32 `json:"std,omitempty"`
 }
 
+func (n Normalize) check(channels int) error {
+	if len(n.Mean) != len(n.Std) || (len(n.Mean) != 0 && len(n.Mean) != channels) {
+		return fmt.Errorf("graph: normalization of %d means and %d deviations for %d channels", len(n.Mean), len(n.Std), channels)
+	}
+	for c := range n.Mean {
+		mean, std := float64(n.Mean[c]), float64(n.Std[c])
+		if math.IsNaN(mean) || math.IsInf(mean, 0) || !(std > 0) || math.IsInf(std, 0) {
+			return fmt.Errorf("graph: normalization of channel %d by mean %v and deviation %v", c, mean, std)
+		}
+	}
+	return nil
+}
+
 // Graph is a network: Ops in an order in which each comes after those whose
 // values it reads.
 type Graph struct {
@@ -122,6 +136,9 @@ func (g *Graph) Check() error {
 		if len(v.Shape) == 0 || size(v.Shape) <= 0 {
 			return fmt.Errorf("graph: value %s has shape %v", v.Name, v.Shape)
 		}
+	}
+	if err := g.Normalize.check(g.Values[g.Input].Shape[0]); err != nil {
+		return err
 	}
 	written := make([]bool, len(g.Values))
 	written[g.Input] = true
@@ -211,10 +228,11 @@ func (g *Graph) Tensors() []string {
 }
 
 // Hash returns the hex SHA-256 of the graph's JSON, whose fields have a fixed
-// order. Graphs with the same hash compute the same function of their weights.
+// order. Graphs that pass Check and have the same hash compute the same function
+// of their weights.
 func (g *Graph) Hash() string {
 	b, err := json.Marshal(g)
-	if err != nil { // only a NaN slope, eps, mean or std can do this
+	if err != nil { // a number that is not finite, which Check refuses
 		b = fmt.Appendf(nil, "%v: %+v", err, *g)
 	}
 	sum := sha256.Sum256(b)

@@ -30,8 +30,8 @@ func (o *Op) outputShape(in [][]int) ([]int, error) {
 		out[len(out)-1] = o.Outputs
 		return out, nil
 	case BatchNorm2D:
-		if o.BatchNorm == nil || !(o.BatchNorm.Eps >= 0) {
-			return nil, errors.New("batchnorm2d needs its tensors and an eps ≥ 0")
+		if o.BatchNorm == nil || !(o.BatchNorm.Eps >= 0 && o.BatchNorm.Eps < math.MaxFloat32) {
+			return nil, errors.New("batchnorm2d needs its tensors and a finite eps ≥ 0")
 		}
 		return x, wantImage(x)
 	case LeakyReLU:

@@ -224,7 +224,7 @@ func checkRelativeError(run *record.Run, limit float64) (Verdict, error) {
 	for i, l := range run.Layers {
 		if l.RelativeError == nil {
 			return Verdict{}, &BudgetError{maxRelativeError, fmt.Sprintf(
-				"the error of layer %s was not measured: give the recipe calibration data and compress again", printable(l.Name))}
+				"the error of layer %s was not measured: give the recipe calibration data on which the layer has any output, and compress again", printable(l.Name))}
 		}
 		if *l.RelativeError > *run.Layers[worst].RelativeError {
 			worst = i

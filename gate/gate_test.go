@@ -199,8 +199,8 @@ func TestReadsHeadersOnly(t *testing.T) {
 	o := newOutput()
 	o.weights = 1 << 40
 	o.run.Output.WeightBytes, o.run.Output.Files[0].Bytes, o.manifest.Files[0].Bytes = o.weights, o.weights, o.weights
-	dir := filepath.Join(t.TempDir(), "probe")
-	f, err := os.Create(dir)
+	probe := filepath.Join(t.TempDir(), "probe")
+	f, err := os.Create(probe)
 	if err != nil {
 		t.Fatal(err)
 	}

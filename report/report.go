@@ -48,14 +48,14 @@ type page struct {
 	Fallbacks []fallbackRow
 	FellBack  int // layers with fallbacks
 
-	Groups   []groupRow
-	Before   treemap
-	After    treemap
-	Depth    depthChart
-	Largest  []tensorRow
-	Worst    []layerRow
-	Stages   []stageRow
-	Commands []string
+	Groups  []groupRow
+	Before  treemap
+	After   treemap
+	Depth   depthChart
+	Largest []tensorRow
+	Worst   []layerRow
+	Stages  []stageRow
+	Command string // of a shell, runs the recipe again
 
 	JSON template.JS
 }
@@ -68,13 +68,13 @@ func newPage(run *record.Run) (*page, error) {
 		return nil, fmt.Errorf("report: record cannot be embedded: %w", err)
 	}
 	p := &page{
-		Run:      run,
-		Title:    baseName(run.Source.Path),
-		Size:     newSizes(run),
-		Layers:   newLayerRows(run),
-		Stages:   newStageRows(run),
-		Commands: commands(run),
-		JSON:     template.JS(data), //nolint:gosec // escaped by Marshal, see above
+		Run:     run,
+		Title:   baseName(run.Source.Path),
+		Size:    newSizes(run),
+		Layers:  newLayerRows(run),
+		Stages:  newStageRows(run),
+		Command: command(run),
+		JSON:    template.JS(data), //nolint:gosec // escaped by Marshal, see above
 	}
 	p.Totals = totalRow(p.Layers)
 	for _, l := range p.Layers {

@@ -134,7 +134,7 @@ func TestVariants(t *testing.T) {
 				t.Errorf("page holds %q", bad)
 			}
 			for _, l := range run.Layers {
-				if !strings.Contains(html, `<span class="name">`+l.Name+`</span>`) {
+				if !strings.Contains(html, `<span class="name" title="`+l.Weight+`">`+l.Name+`</span>`) {
 					t.Errorf("layer %s is not named", l.Name)
 				}
 			}
@@ -312,7 +312,8 @@ func TestEverythingShown(t *testing.T) {
 	run := sample(t)
 	html := embedded.ReplaceAllString(render(t, run), "")
 	want := []string{run.Source.SHA256, run.Recipe.SHA256, run.Output.ManifestSHA256, run.Tool.Version, run.Tool.Go,
-		run.Tool.Kernels, "143.21 MB", "6 reused, 34 computed", "fettle compress &#39;recipes/resnet20 small.yaml&#39;"}
+		run.Tool.Kernels, "143.21 MB", "6 reused, 34 computed",
+		"fettle compress checkpoints/resnet20-12fca82f.th --recipe &#39;recipes/resnet20 small.yaml&#39; --calibration data/train5085.bin --evaluate data/test1017.bin --out OUT"}
 	for _, d := range run.Data {
 		want = append(want, d.Path, d.SHA256)
 	}

@@ -234,7 +234,7 @@ type tensorRow struct {
 func largestTensors(run *record.Run) []tensorRow {
 	var rows []tensorRow
 	for _, l := range run.Layers {
-		rows = append(rows, tensorRow{Name: l.Name, As: plural(l.Bits, "bit", "bits"), Bytes: l.Bytes})
+		rows = append(rows, tensorRow{Name: cmp.Or(l.Weight, l.Name), As: plural(l.Bits, "bit", "bits"), Bytes: l.Bytes})
 	}
 	for _, t := range run.Kept {
 		rows = append(rows, tensorRow{Name: t.Name, As: t.DType, Bytes: t.Bytes})
@@ -291,11 +291,14 @@ func newStageRows(run *record.Run) []stageRow {
 	return rows
 }
 
-// commands are the lines of a shell that run the recipe again.
-func commands(run *record.Run) []string {
-	recipe := run.Recipe.Path
-	if recipe == "" {
-		recipe = "recipe.yaml"
+// command is the line of a shell that runs the recipe again on the same files.
+func command(run *record.Run) string {
+	args := []string{"fettle compress", shellQuote(run.Source.Path), "--recipe", shellQuote(cmp.Or(run.Recipe.Path, "recipe.yaml"))}
+	flags := map[string]string{"calibration": "--calibration", "evaluation": "--evaluate"}
+	for _, d := range run.Data {
+		if flag := flags[d.Role]; flag != "" {
+			args = append(args, flag, shellQuote(d.Path))
+		}
 	}
-	return []string{"fettle compress " + shellQuote(recipe)}
+	return strings.Join(append(args, "--out OUT"), " ")
 }

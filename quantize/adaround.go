@@ -40,7 +40,7 @@ func (s *solver) adaRound(ctx context.Context) error {
 		if err := q.run(ctx, c.target, b.from, codes); err != nil {
 			return err
 		}
-		ups := [][]bool{c.nearest(), c.upsOf(codes), learned}
+		ups := [][]bool{c.nearest, c.upsOf(codes), learned}
 		return c.best(ctx, g.h, ups, codes)
 	})
 }
@@ -64,6 +64,7 @@ type choices struct {
 	target        blas64.General // W̃
 	floors, ceils []int8
 	down, up      []float64 // the values of floors and ceils
+	nearest       []bool    // whether nearest rounding goes up
 }
 
 func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
@@ -73,6 +74,7 @@ func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
 		target: target,
 		floors: make([]int8, size), ceils: make([]int8, size),
 		down: make([]float64, size), up: make([]float64, size),
+		nearest: make([]bool, size),
 	}
 	lo, hi := grid.Range()
 	for r := range target.Rows {
@@ -84,6 +86,7 @@ func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
 			k := r*n + j
 			c.floors[k], c.ceils[k] = int8(floor), int8(ceil)
 			c.down[k], c.up[k] = float64(s.value(floor)), float64(s.value(ceil))
+			c.nearest[k] = s.code(w, floor, ceil) != floor
 		}
 	}
 	return c
@@ -97,16 +100,6 @@ func (c *choices) fraction(k int) (r float64, free bool) {
 	}
 	w := c.target.Data[k/c.target.Cols*c.target.Stride+k%c.target.Cols]
 	return min(max((w-c.down[k])/(c.up[k]-c.down[k]), 0), 1), true
-}
-
-// nearest returns the choice of nearest rounding, half to even.
-func (c *choices) nearest() []bool {
-	ups := make([]bool, len(c.floors))
-	for k := range ups {
-		r, free := c.fraction(k)
-		ups[k] = free && (r > 0.5 || r == 0.5 && c.floors[k]&1 != 0)
-	}
-	return ups
 }
 
 // upsOf returns the choice that codes stand for.

@@ -77,19 +77,7 @@ func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 		Codes: make([]int8, w.Rows*w.Cols),
 	}
 	s.grid = ranger{o.Bits, o.Symmetric, o.Range, prob.ScaleType}
-	if size := o.GroupSize; o.Granularity == layer.PerGroup {
-		reason := ""
-		switch {
-		case size >= w.Cols:
-			reason = fmt.Sprintf("a row has %d inputs", w.Cols)
-		case w.Cols%size != 0:
-			reason = fmt.Sprintf("%d does not divide a row's %d inputs", size, w.Cols)
-		}
-		if reason != "" {
-			s.o.Granularity, s.o.GroupSize = layer.PerChannel, 0
-			s.fallBack(fmt.Sprintf("group size %d", size), "one scale per channel", reason)
-		}
-	}
+	s.o, s.solution.Fallbacks = o.Fit(w.Cols)
 	return s
 }
 

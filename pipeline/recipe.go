@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -192,6 +193,9 @@ func (r *Recipe) check() (where, reason string) {
 	for i := range r.Output.Dense {
 		if reason := oneOf(&r.Output.Dense[i], "safetensors", "pt"); reason != "" {
 			return fmt.Sprintf("output.dense[%d]", i), reason
+		}
+		if slices.Contains(r.Output.Dense[:i], r.Output.Dense[i]) {
+			return fmt.Sprintf("output.dense[%d]", i), "is there twice"
 		}
 	}
 	if len(r.Model.Input.Mean) != len(r.Model.Input.Std) {

@@ -211,8 +211,12 @@ var ErrVersion = errors.New("record has another version")
 // Decode reads a run's record.
 func Decode(r io.Reader) (*Run, error) {
 	var run Run
-	if err := json.NewDecoder(r).Decode(&run); err != nil {
+	d := json.NewDecoder(r)
+	if err := d.Decode(&run); err != nil {
 		return nil, fmt.Errorf("record: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("record: something follows it in the file")
 	}
 	if run.Version != Version {
 		return nil, fmt.Errorf("%w: found %d, this fettle reads %d", ErrVersion, run.Version, Version)

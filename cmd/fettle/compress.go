@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -114,7 +115,9 @@ func addDense(recipe *pipeline.Recipe, formats []string) error {
 		if f != "safetensors" && f != "pt" {
 			return usagef("--dense %s is not known; it is safetensors or pt", f)
 		}
-		recipe.Output.Dense = append(recipe.Output.Dense, f)
+		if !slices.Contains(recipe.Output.Dense, f) {
+			recipe.Output.Dense = append(recipe.Output.Dense, f)
+		}
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ missing or its files are not what its record says.
 			&cli.Float64Flag{Name: "max-accuracy-drop", Usage: "most points of top-1 that may be lost"},
 			&cli.Float64Flag{Name: "max-kl", Usage: "most KL divergence from the original's outputs, in nats"},
 			&cli.Float64Flag{Name: "max-relative-error", Usage: "most relative error of any layer on the calibration data"},
-			&cli.IntFlag{Name: "max-fallbacks", Usage: "most layers that did not get what the recipe asked for"},
+			&cli.IntFlag{Name: "max-fallbacks", Usage: "most times that a layer did not get what the recipe asked for"},
 		},
 		Action: func(c *cli.Context) error {
 			path, err := oneArgument(c, "OUT")
@@ -64,9 +64,15 @@ func budgetsOf(c *cli.Context) (gate.Budgets, error) {
 		if err != nil {
 			return b, usagef("--max-size: %w", err)
 		}
+		if n == 0 {
+			return b, usagef("--max-size is 0; no model is that small")
+		}
 		b.MaxSize = n
 	}
 	b.MaxRatio = c.Float64("max-ratio")
+	if c.IsSet("max-ratio") && b.MaxRatio == 0 {
+		return b, usagef("--max-ratio is 0; no model is that small")
+	}
 	for name, field := range map[string]**float64{
 		"max-accuracy-drop": &b.MaxAccuracyDrop, "max-kl": &b.MaxKL, "max-relative-error": &b.MaxRelativeError,
 	} {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -18,11 +19,13 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/fettle-dev/fettle/dataset"
+	"github.com/fettle-dev/fettle/evaluate"
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/gate"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/quantize"
 )
 
 // version is set by the Makefile; a plain go build leaves it to the module's
@@ -113,12 +116,13 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	case errors.Is(err, errBudget):
 		return exitBudget
-	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err),
-		errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, os.ErrExist), errors.Is(err, gate.ErrNoBudget):
+	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*model.OptionError](err),
+		is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
 		return exitUsage
-	case is[*loader.FormatError](err), is[*model.UnsupportedError](err), is[*dataset.Error](err),
-		is[*pipeline.InputError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err),
-		is[*pipeline.CacheError](err), is[*gate.InputError](err), is[*export.TensorError](err), is[*os.PathError](err):
+	case is[*loader.FormatError](err), is[*quantize.InputError](err), errors.Is(err, loader.ErrNotFound), is[*model.UnsupportedError](err), is[*model.TensorError](err),
+		is[*dataset.Error](err), is[*evaluate.Error](err), is[*export.TensorError](err), is[*gate.InputError](err),
+		is[*pipeline.InputError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err),
+		is[*fs.PathError](err):
 		return exitInput
 	}
 	return exitInternal

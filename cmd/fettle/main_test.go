@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -49,4 +52,104 @@ func TestScripts(t *testing.T) {
 			return false, nil
 		},
 	})
+}
+
+// TestExitCodes holds kinds of faults against the documented codes.
+func TestExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	recipe := filepath.Join(dir, "r.yaml")
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("r.yaml", "version: 1\nrules: [{match: \"*\", steps: [{quantize: {method: nearest, bits: 4}}]}]\n")
+	broken := write("broken.yaml", "version: 1\nrulez: []\n")
+	junk := write("junk.pt", "this is no checkpoint")
+	whole, err := os.ReadFile("../../testmodels/resnet8.th")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := write("cut.th", string(whole[:len(whole)/2]))
+	model := write("resnet8.th", string(whole))
+	out := filepath.Join(dir, "out")
+	for _, c := range []struct {
+		want int
+		args []string
+	}{
+		{0, []string{"--help"}},
+		{0, []string{"version"}},
+		{2, []string{"frobnicate"}},
+		{2, []string{"compress", model, "--out", out}},
+		{2, []string{"compress", model, "--recipe", broken, "--out", out}},
+		{2, []string{"compress", model, "--recipe", recipe, "--out", dir}},
+		{2, []string{"compress", model, "--recipe", recipe, "--out", out, "--evaluate", "x"}},
+		{3, []string{"compress", junk, "--recipe", recipe, "--out", out}},
+		{3, []string{"compress", cut, "--recipe", recipe, "--out", out}},
+		{3, []string{"compress", filepath.Join(dir, "absent.pt"), "--recipe", recipe, "--out", out}},
+		{3, []string{"compress", model, "--recipe", recipe, "--out", filepath.Join(junk, "out"), "--no-cache"}},
+		{3, []string{"compress", model, "--recipe", recipe, "--out", out, "--cache", filepath.Join(junk, "cache")}},
+		{3, []string{"gate", out, "--max-size", "1KB"}},
+		{0, []string{"compress", model, "--recipe", recipe, "--out", out, "--no-cache"}},
+		{0, []string{"gate", out, "--max-size", "1MB"}},
+		{1, []string{"gate", out, "--max-size", "1KB"}},
+		{2, []string{"gate", out}},
+		{2, []string{"gate", out, "--max-accuracy-drop", "1"}},
+	} {
+		var stdout, stderr bytes.Buffer
+		got := run(context.Background(), append([]string{"fettle"}, c.args...), &stdout, &stderr)
+		if got != c.want {
+			t.Errorf("%v: exit code %d, want %d\n%s", c.args, got, c.want, stderr.String())
+		}
+		if lines := bytes.Count(stderr.Bytes(), []byte("\n")); got > exitBudget && lines != 1 {
+			t.Errorf("%v: %d lines on standard error:\n%s", c.args, lines, stderr.String())
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 6 {
+		t.Errorf("left behind: %v", entries)
+	}
+}
+
+// TestInterrupt cancels a run while it solves: it ends within a second, with
+// its own exit code, and leaves nothing half-written.
+func TestInterrupt(t *testing.T) {
+	dir := t.TempDir()
+	recipe := filepath.Join(dir, "r.yaml")
+	models, err := filepath.Abs("../../testmodels")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "version: 1\nmodel: {input: {shape: [1, 16, 16]}}\ncalibration: {data: " + models + "/glyphs-calibration.safetensors, format: safetensors}\n" +
+		"rules: [{match: \"*\", steps: [{quantize: {method: adaround, bits: 4, adaround: {steps: 100000}}}]}]\n"
+	if err := os.WriteFile(recipe, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var stderr bytes.Buffer
+	code := make(chan int, 1)
+	go func() {
+		code <- run(ctx, []string{"fettle", "compress", models + "/resnet8.th", "--recipe", recipe, "--out", filepath.Join(dir, "out"), "--no-cache"}, io.Discard, &stderr)
+	}()
+	time.Sleep(700 * time.Millisecond)
+	cancel()
+	began := time.Now()
+	if got := <-code; got != exitInterrupted {
+		t.Errorf("exit code %d\n%s", got, stderr.String())
+	}
+	if d := time.Since(began); d > time.Second {
+		t.Errorf("took %v to stop", d)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 1 {
+		t.Errorf("left behind: %v", entries)
+	}
 }

@@ -18,9 +18,9 @@ import (
 // recipeFlags say what to do, for the commands that read a recipe.
 func recipeFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "recipe", Aliases: []string{"r"}, Usage: "the recipe, a YAML `FILE`"},
-		&cli.StringFlag{Name: "calibration", Usage: "calibration data, in place of the recipe's: a `FILE` of the recipe's format"},
-		&cli.StringFlag{Name: "evaluate", Usage: "evaluation data, in place of the recipe's: a `FILE` of the recipe's format"},
+		&cli.StringFlag{Name: "recipe", Aliases: []string{"r"}, Usage: "YAML `FILE` that says what to do (docs/recipes.md)"},
+		&cli.StringFlag{Name: "calibration", Usage: "`FILE` of calibration data in place of the recipe's, of the same format"},
+		&cli.StringFlag{Name: "evaluate", Usage: "`FILE` of evaluation data in place of the recipe's, of the same format"},
 	}
 }
 
@@ -36,12 +36,12 @@ The folder appears when everything in it is written and has been read back.
 
   fettle compress resnet20.th --recipe adaround-w4.yaml --out OUT`,
 		Flags: append(recipeFlags(),
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "output `FOLDER`; must not exist yet"},
-			&cli.StringSliceFlag{Name: "dense", Usage: "also write the dequantized model: safetensors or pt"},
-			&cli.IntFlag{Name: "workers", Usage: "goroutines that compute; 0 means one for each processor"},
-			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` where finished units are kept and found again", EnvVars: []string{"FETTLE_CACHE"}, DefaultText: "the user's cache folder"},
-			&cli.BoolFlag{Name: "no-cache", Usage: "keep nothing and reuse nothing"},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress, no summary; only errors"},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`FOLDER` to write; must not exist yet"},
+			&cli.StringSliceFlag{Name: "dense", Usage: "also write the dequantized model, as safetensors or pt (`FORMAT`)"},
+			&cli.IntFlag{Name: "workers", DefaultText: "one for each processor", Usage: "goroutines that compute"},
+			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` in which finished work is kept and found again", EnvVars: []string{"FETTLE_CACHE"}, DefaultText: "the user's cache folder"},
+			&cli.BoolFlag{Name: "no-cache", DisableDefaultText: true, Usage: "keep nothing and reuse nothing"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, DisableDefaultText: true, Usage: "no progress, no summary; only errors"},
 		),
 		Action: func(c *cli.Context) error {
 			recipe, err := readRecipe(c)

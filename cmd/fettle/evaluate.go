@@ -19,7 +19,7 @@ normalized; its rules play no part.
 
   fettle evaluate OUT --recipe adaround-w4.yaml`,
 		Flags: append(recipeFlags(),
-			&cli.IntFlag{Name: "workers", Usage: "goroutines that compute; 0 means one for each processor"},
+			&cli.IntFlag{Name: "workers", DefaultText: "one for each processor", Usage: "goroutines that compute"},
 		),
 		Action: func(c *cli.Context) error {
 			recipe, err := readRecipe(c)

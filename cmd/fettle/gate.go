@@ -21,12 +21,12 @@ missing or its files are not what its record says.
 
   fettle gate OUT --max-size 180KB --max-ratio 0.2 --max-accuracy-drop 0.5`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "max-size", Usage: "most bytes of weights, such as 180KB or 1.5MiB (KB is 1,000 bytes)"},
-			&cli.Float64Flag{Name: "max-ratio", Usage: "most bytes relative to the source file, such as 0.2"},
-			&cli.Float64Flag{Name: "max-accuracy-drop", Usage: "most points of top-1 that may be lost"},
-			&cli.Float64Flag{Name: "max-kl", Usage: "most KL divergence from the original's outputs, in nats"},
-			&cli.Float64Flag{Name: "max-relative-error", Usage: "most relative error of any layer on the calibration data"},
-			&cli.IntFlag{Name: "max-fallbacks", Usage: "most times that a layer did not get what the recipe asked for"},
+			&cli.StringFlag{Name: "max-size", DefaultText: "no limit", Usage: "most bytes of weights, such as 180KB or 1.5MiB (KB is 1,000 bytes)"},
+			&cli.Float64Flag{Name: "max-ratio", DefaultText: "no limit", Usage: "most bytes relative to the source file, such as 0.2"},
+			&cli.Float64Flag{Name: "max-accuracy-drop", DefaultText: "no limit", Usage: "most points of top-1 that may be lost"},
+			&cli.Float64Flag{Name: "max-kl", DefaultText: "no limit", Usage: "most KL divergence from the original's outputs, in nats"},
+			&cli.Float64Flag{Name: "max-relative-error", DefaultText: "no limit", Usage: "most relative error of any layer on the calibration data"},
+			&cli.IntFlag{Name: "max-fallbacks", DefaultText: "no limit", Usage: "most times that a layer did not get what the recipe asked for"},
 		},
 		Action: func(c *cli.Context) error {
 			path, err := oneArgument(c, "OUT")

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -345,6 +346,57 @@ func TestOpeningReadsNoData(t *testing.T) {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// holes writes to a file and leaves a hole for every large write.
+type holes struct{ f *os.File }
+
+func (h holes) Write(p []byte) (int, error) {
+	if len(p) < 1<<20 {
+		return h.f.Write(p)
+	}
+	_, err := h.f.Seek(int64(len(p)), io.SeekCurrent)
+	return len(p), err
+}
+
+// TestZip64 opens a zip whose directory lies behind 5 GiB.
+func TestZip64(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "big.pt")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := zip.NewWriter(holes{f})
+	add := func(name string, size uint64, data []byte) {
+		w, err := z.CreateRaw(&zip.FileHeader{Name: name, Method: zip.Store, CompressedSize64: size, UncompressedSize64: size})
+		for written := uint64(0); err == nil && written < size; written += uint64(len(data)) {
+			_, err = w.Write(data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const elements = 5 << 28
+	long := "\x8a\x05\x00\x00\x00\x50\x00"
+	storage := "(" + pStr("storage") + pGlobal("torch", "FloatStorage") + pStr("1") + pStr("cpu") + long + "tQ"
+	last := pView(storage, 0, []int{2, 2}, []int{elements / 4 * 2, 1})
+	pkl := []byte(pickled(pDict(pW, pStr("far"), last)))
+	add("a/data.pkl", uint64(len(pkl)), pkl)
+	add("a/data/1", 4*elements, make([]byte, 1<<26))
+	add("a/data/0", 8, floats(1.5, -2))
+	if err := errors.Join(z.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c := openPath(t, path)
+	if c.Size() < 4*elements {
+		t.Errorf("size %d", c.Size())
+	}
+	if v := mustRead(t, c, "w"); !cmp.Equal(v, []float32{1.5, -2}) {
+		t.Errorf("w = %v", v)
+	}
+	if v := mustRead(t, c, "far"); !cmp.Equal(v, make([]float32, 4)) {
+		t.Errorf("far = %v", v)
 	}
 }
 

@@ -37,7 +37,7 @@ func (c *Checkpoint) addPickled(top any, u *unpickler) error {
 	if s, ok := top.(*pickledStorage); ok { // torch.save of a bare storage
 		if d := s.class.elementType; d.dtype.Size() > 0 {
 			n := int(s.view.size) / d.size
-			top = &Tensor{DType: d.dtype, Shape: []int{n}, storage: s.view, strides: []int{1}}
+			top = &pickledTensor{view: &Tensor{DType: d.dtype, Shape: []int{n}, storage: s.view, strides: []int{1}}}
 		}
 	}
 	w := &walker{c: c, counts: map[any]int{}, open: map[any]bool{}, names: map[string]bool{}}
@@ -68,11 +68,8 @@ type walker struct {
 }
 
 func isTensor(v any) bool {
-	switch v.(type) {
-	case *Tensor, *unreadable:
-		return true
-	}
-	return false
+	_, ok := v.(*pickledTensor)
+	return ok
 }
 
 // isContainer reports whether v is one of the pointers that hold values.
@@ -242,8 +239,8 @@ func (w *walker) list(v any, prefix string, depth int) error {
 	if w.steps++; w.steps > maxSteps || depth > maxNesting {
 		return malformed("the pickle's objects refer to each other too often to be listed")
 	}
-	if isTensor(v) {
-		return w.add(v, prefix)
+	if t, ok := v.(*pickledTensor); ok {
+		return w.add(t, prefix)
 	}
 	if w.tensorsIn(v) == 0 || w.open[v] {
 		return nil
@@ -267,7 +264,7 @@ func (w *walker) list(v any, prefix string, depth int) error {
 }
 
 // add lists a tensor. The name of a bare one is "tensor".
-func (w *walker) add(v any, name string) error {
+func (w *walker) add(p *pickledTensor, name string) error {
 	if name == "" {
 		name = "tensor"
 	}
@@ -275,10 +272,8 @@ func (w *walker) add(v any, name string) error {
 	if len(w.c.tensors)+len(w.c.skipped) >= maxTensors || w.bytes > maxNameBytes {
 		return malformed("the pickle lists more than %d tensors, or their names take more than %d bytes", maxTensors, maxNameBytes)
 	}
-	reason := ""
-	if u, ok := v.(*unreadable); ok {
-		reason = u.reason
-	} else if w.names[name] {
+	reason := p.unreadable
+	if reason == "" && w.names[name] {
 		reason = "another tensor has the same name"
 	}
 	if reason != "" {
@@ -286,7 +281,7 @@ func (w *walker) add(v any, name string) error {
 		return nil
 	}
 	w.names[name] = true
-	t := *v.(*Tensor)
+	t := *p.view
 	t.Name = name
 	w.c.tensors = append(w.c.tensors, t)
 	return nil

@@ -36,11 +36,15 @@ type pickledStorage struct {
 	first int64 // in bytes, for the part of a storage that old files can name
 }
 
-// unreadable is a tensor of a kind that cannot be read.
-type unreadable struct{ reason string }
+// pickledTensor is a tensor as a pickle holds it: without a name, and perhaps of
+// a kind that cannot be read.
+type pickledTensor struct {
+	view       *Tensor
+	unreadable string // the reason; then view is nil
+}
 
-// PySetState lets a tensor's subclass have attributes.
-func (t *Tensor) PySetState(any) error { return nil }
+// PySetState lets a tensor's subclass have attributes. They are of no use here.
+func (t *pickledTensor) PySetState(any) error { return nil }
 
 func newUnpickler() *unpickler {
 	return &unpickler{storages: map[string]*pickledStorage{}, unknown: map[string]bool{}}
@@ -204,7 +208,7 @@ var rebuilders = map[string]func(args []any) (any, error){
 }
 
 func cannotRead(what string) func([]any) (any, error) {
-	return func([]any) (any, error) { return &unreadable{what}, nil }
+	return func([]any) (any, error) { return &pickledTensor{unreadable: what}, nil }
 }
 
 // only returns the one argument of a call, or all of them as a tuple.
@@ -244,7 +248,7 @@ func rebuildTensorV3(args []any) (any, error) {
 
 func tensorOver(s *pickledStorage, e elementType, args []any) (any, error) {
 	if e.dtype == dtype.Invalid {
-		return &unreadable{"a tensor of " + e.name + " elements"}, nil
+		return &pickledTensor{unreadable: "a tensor of " + e.name + " elements"}, nil
 	}
 	offset, ok := args[1].(int)
 	shape, ok2 := integers(args[2])
@@ -264,11 +268,11 @@ func tensorOver(s *pickledStorage, e elementType, args []any) (any, error) {
 	if offset < 0 || int64(offset) > s.view.size {
 		return nil, malformed("a tensor starts at element %d, outside its storage", offset)
 	}
-	t, err := newView(s.view, e.dtype, first+int64(offset), shape, strides)
+	view, err := newView(s.view, e.dtype, first+int64(offset), shape, strides)
 	if err != nil {
 		return nil, err
 	}
-	return t, nil
+	return &pickledTensor{view: view}, nil
 }
 
 // integers returns a tuple or list of at most maxDims integers.
@@ -298,11 +302,8 @@ func integers(v any) ([]int, bool) {
 
 // rebuildParameter answers (tensor, …).
 func rebuildParameter(args []any) (any, error) {
-	if len(args) > 0 {
-		switch args[0].(type) {
-		case *Tensor, *unreadable:
-			return args[0], nil
-		}
+	if len(args) > 0 && isTensor(args[0]) {
+		return args[0], nil
 	}
 	return &object{class: "torch.nn.parameter.Parameter", args: args}, nil
 }

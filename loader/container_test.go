@@ -181,6 +181,7 @@ func TestZipLayouts(t *testing.T) {
 		"bytes behind":      append(zipOf(t, entry{"a/data.pkl", pkl}, entry{"a/data/0", w}), 0),
 		"encrypted":         encrypted(zipOf(t, entry{"a/data.pkl", pkl}, entry{"a/data/0", w})),
 		"bomb":              bomb(t, pkl),
+		"zip64, no record":  zip64End(zipOf(t, entry{"a/data.pkl", pkl}, entry{"a/data/0", w})),
 	}
 	for name, content := range bad {
 		_, err := openBytes(t, content)
@@ -200,6 +201,12 @@ func encrypted(z []byte) []byte {
 			z[i+6] |= 1
 		}
 	}
+	return z
+}
+
+// zip64End says that a zip64 record holds the directory's place; there is none.
+func zip64End(z []byte) []byte {
+	copy(z[len(z)-6:], "\xff\xff\xff\xff")
 	return z
 }
 

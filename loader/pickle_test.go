@@ -50,12 +50,26 @@ func TestPickleVariants(t *testing.T) {
 		"empty integer":       {pDict(pW, pStr("zero"), "\x8a\x00", pStr("long"), "\x8b\x00\x00\x00\x00"), []string{"w"}, "", nil},
 		"sets":                {pDict(pW, pStr("s"), "\x8f(C\x01a]\x90", pStr("f"), "(C\x01a\x91"), []string{"w"}, "", nil},
 		"bytearray":           {pDict(pW, pStr("b"), "\x96\x01\x00\x00\x00\x00\x00\x00\x00x\x98"), []string{"w"}, "", nil},
-		"key set twice":       {pDict(pStr("w"), pTensor("0", 2, []int{1}, []int{1}), pW), []string{"w"}, "", nil},
-		"integer keys":        {pDict(pInt(1), pTensor("0", 2, nil, nil), pInt(-2), pTensor("0", 2, nil, nil)), []string{"1", "-2"}, "", nil},
-		"contains itself":     {"]q\x00(h\x00" + pTensor("0", 2, nil, nil) + "e", []string{"1"}, "", nil},
-		"shared containers":   {"](" + pDict(pW) + "q\x01h\x01h\x01e", []string{"0.w", "1.w", "2.w"}, "", nil},
-		"frames":              {"\x95\x01\x00\x00\x00\x00\x00\x00\x00N0\x95\x00\x00\x00\x00\x00\x00\x00\x00" + pDict(pW), []string{"w"}, "", nil},
-		"protocol 1 words":    {pDict(pW, pStr("t"), "I01\n", pStr("f"), "F1.5\n", pStr("l"), "L12L\n", pStr("s"), "S'x'\n"), []string{"w"}, "", nil},
+		"deque":               {pDict(pW, pStr("d"), pGlobal("collections", "deque")+")R]a"), []string{"w"}, "", nil},
+		"keys that are no strings": {"}(" + "\x88" + pTensor("0", 2, nil, nil) + "N" + pTensor("0", 2, nil, nil) + "C\x01b" + pTensor("0", 2, nil, nil) +
+			"G\x3f\xe0\x00\x00\x00\x00\x00\x00" + pTensor("0", 2, nil, nil) + "\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01" + pTensor("0", 2, nil, nil) +
+			")" + pTensor("0", 2, nil, nil) + "\x89" + pTensor("0", 2, nil, nil) + "u",
+			[]string{"True", "None", "b", "0.5", "18446744073709551616", "5", "False"}, "", nil},
+		"1 and \"1\" are two keys": {pDict(pInt(1), pTensor("0", 2, nil, nil), pStr("1"), "N"), []string{"1"}, "", nil},
+		"tensor subclass": {pCall(pGlobal("torch._tensor", "_rebuild_from_type_v2"), pGlobal("torch._utils", "_rebuild_tensor_v2"), pGlobal("my", "Tensor"),
+			"("+pStorage("0", 2)+pInt(0)+pInts()+pInts()+"\x89Nt", "}"), []string{"tensor"}, "", []string{"my.Tensor"}},
+		"tensor subclass of itself": {pCall(pGlobal("torch._tensor", "_rebuild_from_type_v2"), pGlobal("torch._tensor", "_rebuild_from_type_v2"), "N",
+			"("+pTensor("0", 2, nil, nil)+"t", "}"), []string{"2.0"}, "", nil},
+		"tensor with attributes": {pTensor("0", 2, nil, nil) + "}b", []string{"tensor"}, "", nil},
+		"NEWOBJ of a parameter":  {pGlobal("torch.nn.parameter", "Parameter") + pTensor("0", 2, nil, nil) + "\x85\x81", []string{"tensor"}, "", nil},
+		"slots":                  {pGlobal("my", "Thing") + ")\x81N" + pDict(pW) + "\x86b", []string{"w"}, "", []string{"my.Thing"}},
+		"other state":            {pGlobal("my", "Thing") + ")\x81" + pTensor("0", 2, nil, nil) + "b", []string{"state"}, "", []string{"my.Thing"}},
+		"key set twice":          {pDict(pStr("w"), pTensor("0", 2, []int{1}, []int{1}), pW), []string{"w"}, "", nil},
+		"integer keys":           {pDict(pInt(1), pTensor("0", 2, nil, nil), pInt(-2), pTensor("0", 2, nil, nil)), []string{"1", "-2"}, "", nil},
+		"contains itself":        {"]q\x00(h\x00" + pTensor("0", 2, nil, nil) + "e", []string{"1"}, "", nil},
+		"shared containers":      {"](" + pDict(pW) + "q\x01h\x01h\x01e", []string{"0.w", "1.w", "2.w"}, "", nil},
+		"frames":                 {"\x95\x01\x00\x00\x00\x00\x00\x00\x00N0\x95\x00\x00\x00\x00\x00\x00\x00\x00" + pDict(pW), []string{"w"}, "", nil},
+		"protocol 1 words":       {pDict(pW, pStr("t"), "I01\n", pStr("f"), "F1.5\n", pStr("l"), "L12L\n", pStr("s"), "S'x'\n"), []string{"w"}, "", nil},
 	}
 	for name, tt := range tests {
 		for format, content := range map[string][]byte{
@@ -278,6 +292,14 @@ func TestSharedObjectsDoNotExplode(t *testing.T) {
 		if n := after.TotalAlloc - before.TotalAlloc; n > 2<<30 {
 			t.Errorf("%s: allocated %d MB", name, n>>20)
 		}
+	}
+}
+
+func TestSameNameTwice(t *testing.T) {
+	one := pTensor("0", 1, nil, nil)
+	c := mustOpen(t, torchZip(t, pickled("}("+pStr("a.b")+one+pStr("a")+pDict(pStr("b"), one)+"u"), []float32{1}))
+	if s := c.Skipped(); !cmp.Equal(names(c), []string{"a.b"}) || len(s) != 1 || s[0].Name != "a.b" {
+		t.Errorf("names %v, skipped %v", names(c), s)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // other so often that the paths to their tensors have no end.
 const (
 	maxTensors   = 1 << 20
-	maxNameBytes = 256 << 20
+	maxNameBytes = 64 << 20
 	maxSteps     = 1 << 22
 	maxRoot      = 8 // keys on the path to the state dict
 )

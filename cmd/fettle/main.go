@@ -82,7 +82,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch code {
 	case exitBudget: // the verdict has been printed
 	case exitInterrupted:
-		fmt.Fprintln(stderr, "fettle: interrupted; nothing was written. Finished layers are kept in the cache.")
+		fmt.Fprintln(stderr, "fettle: interrupted; no output was written. Layers that were finished are in the cache, if one is in use.")
 	case exitInternal:
 		fmt.Fprintf(stderr, "fettle: %v\nThis is not the input's fault as far as fettle can tell. Please report it.\n", err)
 	default:

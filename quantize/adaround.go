@@ -112,11 +112,12 @@ func (c *choices) upsOf(codes []int8) []bool {
 }
 
 // best writes for each row the codes of the candidate with the least damped
-// error after descent; the first of equals.
+// error after search; the first of equals.
 func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]bool, codes []int8) error {
 	rows, n := c.target.Rows, c.target.Cols
 	least := make([]float64, rows)
 	d, hd := linalg.NewGeneral(rows, n), linalg.NewGeneral(rows, n)
+	t := newTabu(h)
 	for i, ups := range candidates {
 		for r := range rows {
 			for j, w := range rowOf64(c.target, r) {
@@ -134,12 +135,14 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			cost := c.descend(h, r, ups[r*n:][:n], rowOf64(d, r), rowOf64(hd, r))
+			at, to := r*n, (r+1)*n
+			cost := vec.Ddot(n, rowOf64(d, r), 1, rowOf64(hd, r), 1)
+			cost += t.search(c.down[at:to], c.up[at:to], ups[at:to], rowOf64(hd, r))
 			if i > 0 && cost >= least[r] {
 				continue
 			}
 			least[r] = cost
-			for k := r * n; k < (r+1)*n; k++ {
+			for k := at; k < to; k++ {
 				codes[k] = c.floors[k]
 				if ups[k] {
 					codes[k] = c.ceils[k]
@@ -148,37 +151,4 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 		}
 	}
 	return nil
-}
-
-// descend flips the bit of a row that lowers its error dᵀHd the most, until
-// none lowers it: a change of δ in entry j changes the error by
-// 2δ(Hd)ⱼ + δ²Hⱼⱼ. It keeps ups, d and hd = Hd up to date and returns the error.
-func (c *choices) descend(h blas64.General, r int, ups []bool, d, hd []float64) float64 {
-	n := len(d)
-	down, up := c.down[r*n:][:n], c.up[r*n:][:n]
-	for flips := 0; flips < 50*n; flips++ { // the error falls with each; far fewer are needed
-		best, gain := -1, 0.0
-		for j := range d {
-			delta := up[j] - down[j]
-			if ups[j] {
-				delta = -delta
-			}
-			own := delta * delta * h.Data[j*h.Stride+j]
-			// What is no more than rounding error counts as no gain.
-			if g := 2*delta*hd[j] + own; g < gain && g < -1e-10*own {
-				best, gain = j, g
-			}
-		}
-		if best < 0 {
-			break
-		}
-		delta := up[best] - down[best]
-		if ups[best] {
-			delta = -delta
-		}
-		ups[best] = !ups[best]
-		d[best] += delta
-		vec.Daxpy(n, delta, rowOf64(h, best), 1, hd, 1)
-	}
-	return vec.Ddot(n, d, 1, hd, 1)
 }

@@ -227,9 +227,9 @@ func TestBruteForce(t *testing.T) {
 	}
 }
 
-// TestDescentIsLocallyOptimal: no single flip improves, and the error returned
-// is the error.
-func TestDescentIsLocallyOptimal(t *testing.T) {
+// TestSearchIsLocallyOptimal: no single flip improves, and the change returned
+// is the error's.
+func TestSearchIsLocallyOptimal(t *testing.T) {
 	rng := rand.New(rand.NewPCG(4, 1))
 	const n = 40
 	h := randomH(rng, n, 10)
@@ -256,9 +256,10 @@ func TestDescentIsLocallyOptimal(t *testing.T) {
 	for i := range hd {
 		hd[i] = vec.Ddot(n, d, 1, rowOf64(h, i), 1)
 	}
-	got := c.descend(h, 0, ups, d, hd)
-	if want := unitCost(h, w.Data, codesOf(c, ups)); math.Abs(got-want) > 1e-9*want {
-		t.Errorf("descend returns %v, want %v", got, want)
+	before := unitCost(h, w.Data, c.floors)
+	change := newTabu(h).search(c.down, c.up, ups, hd)
+	if want := unitCost(h, w.Data, codesOf(c, ups)); math.Abs(before+change-want) > 1e-9*want {
+		t.Errorf("search ends at %v, want %v", before+change, want)
 	}
 }
 

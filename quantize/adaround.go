@@ -17,7 +17,7 @@ import (
 const adaRows = 32
 
 // adaRound solves all rows, in blocks. Each row takes the best, by its damped
-// error, of these up/down choices after greedy descent by single flips:
+// error, of these up/down choices after a search by single flips:
 // nearest rounding, GPTQ's pass in the order of descending diag(H) with codes
 // bounded to up/down, and the learned one.
 func (s *solver) adaRound(ctx context.Context) error {
@@ -137,7 +137,7 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 			}
 			at, to := r*n, (r+1)*n
 			cost := vec.Ddot(n, rowOf64(d, r), 1, rowOf64(hd, r), 1)
-			cost += t.search(c.down[at:to], c.up[at:to], ups[at:to], rowOf64(hd, r))
+			cost += t.search(ctx, c.down[at:to], c.up[at:to], ups[at:to], rowOf64(hd, r))
 			if i > 0 && cost >= least[r] {
 				continue
 			}
@@ -150,5 +150,5 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 			}
 		}
 	}
-	return nil
+	return ctx.Err()
 }

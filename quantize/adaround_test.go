@@ -257,7 +257,7 @@ func TestSearchIsLocallyOptimal(t *testing.T) {
 		hd[i] = vec.Ddot(n, d, 1, rowOf64(h, i), 1)
 	}
 	before := unitCost(h, w.Data, c.floors)
-	change := newTabu(h).search(c.down, c.up, ups, hd)
+	change := newTabu(h).search(context.Background(), c.down, c.up, ups, hd)
 	if want := unitCost(h, w.Data, codesOf(c, ups)); math.Abs(before+change-want) > 1e-9*want {
 		t.Errorf("search ends at %v, want %v", before+change, want)
 	}

@@ -1,6 +1,7 @@
 package quantize
 
 import (
+	"context"
 	"math"
 
 	"gonum.org/v1/gonum/blas/blas64"
@@ -25,7 +26,12 @@ type tabu struct {
 func tenure(n, move int) int { return min(n/2, 20) + move%3 }
 
 // patience returns after how many moves without a new least error a search ends.
-func patience(n int) int { return 100 + 2*n }
+func patience(n int) int { return min(100+2*n, 1000) }
+
+// tie is the share of δ²Hⱼⱼ that a gain must exceed: weights halfway between two
+// codes stay where nearest rounding put them, though float32 values of the codes
+// are not exactly as far away.
+const tie = 1e-6
 
 func newTabu(h blas64.General) *tabu {
 	n := h.Rows
@@ -33,12 +39,13 @@ func newTabu(h blas64.General) *tabu {
 }
 
 // search replaces ups by the best choice met and returns by how much that
-// changed the error dᵀHd: never more than 0. No single flip lowers it further.
-// Given are the values of the two choices and hd = Hd, which is overwritten.
+// changed the error dᵀHd: never more than 0. No single flip lowers it by more
+// than rounding. Given are the values of the two choices and hd = Hd, which is
+// overwritten. When ctx is cancelled it stops within 256 moves.
 //
 // A flip of δ in entry j changes the error by 2δ(Hd)ⱼ + δ²Hⱼⱼ, and Hd by δ times
 // column j: O(n) per move.
-func (t *tabu) search(down, up []float64, ups []bool, hd []float64) float64 {
+func (t *tabu) search(ctx context.Context, down, up []float64, ups []bool, hd []float64) float64 {
 	n := len(ups)
 	copy(t.now, ups)
 	clear(t.frozen)
@@ -52,17 +59,17 @@ func (t *tabu) search(down, up []float64, ups []bool, hd []float64) float64 {
 			t.delta[j] = -t.delta[j]
 		}
 	}
-	noise := t.noise()
+	floor := t.floor()
 	cost, least := 0.0, 0.0
 	for move, last := 1, 0; move-last <= patience(n); move++ {
 		best, gain := -1, math.Inf(1)
 		for j, own := range t.own {
 			g := own + 2*t.delta[j]*hd[j]
-			if g < gain && (t.frozen[j] < move || cost+g < least-noise) {
+			if g < gain && (t.frozen[j] < move || cost+g < least-max(floor, tie*own)) {
 				best, gain = j, g
 			}
 		}
-		if best < 0 {
+		if best < 0 || move%256 == 0 && ctx.Err() != nil {
 			break
 		}
 		cost += gain
@@ -71,7 +78,7 @@ func (t *tabu) search(down, up []float64, ups []bool, hd []float64) float64 {
 		t.now[best] = !t.now[best]
 		t.frozen[best] = move + tenure(n, move)
 		vec.Daxpy(n, delta, rowOf64(t.h, best), 1, hd, 1)
-		if cost < least-noise {
+		if cost < least-max(floor, tie*t.own[best]) {
 			least, last = cost, move
 			copy(ups, t.now)
 		}
@@ -79,16 +86,15 @@ func (t *tabu) search(down, up []float64, ups []bool, hd []float64) float64 {
 	return least
 }
 
-// noise returns what is too small a gain to count: a billionth of the mean of
-// own, well above what rounding adds up to over a search's moves. Without it,
-// a search could circle for ever, each round seemingly better.
-func (t *tabu) noise() float64 {
-	sum, count := 0.0, 0
+// floor returns what rounding adds up to, at the most, over a search's moves.
+// Were less to count as a gain, a search could circle for ever, each round
+// seemingly better.
+func (t *tabu) floor() float64 {
+	sum := 0.0
 	for _, own := range t.own {
 		if !math.IsInf(own, 1) {
 			sum += own
-			count++
 		}
 	}
-	return 1e-9 * sum / float64(max(count, 1))
+	return 1e-12 * sum
 }

@@ -167,7 +167,10 @@ func (s *solver) newGram(ctx context.Context, h blas64.General) (gram, error) {
 		g.lower = a
 		return linalg.Cholesky(ctx, s.pool, g.lower)
 	})
-	g.lambda, g.damping = lambda, lambda/linalg.MeanDiagonal(scaled)
+	g.lambda = lambda
+	// λ was escalated by powers of ten; exact ones leave the ratio free of rounding.
+	tens := math.Round(math.Log10(lambda / (s.o.Damping * linalg.MeanDiagonal(scaled))))
+	g.damping = s.o.Damping * math.Pow10(int(tens))
 	return g, err
 }
 

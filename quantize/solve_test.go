@@ -276,6 +276,9 @@ func TestHardInputs(t *testing.T) {
 						t.Errorf("%s, %s: scale %d, %v, is not exact in %s", name, option, i, scale, d.prob.ScaleType)
 					}
 				}
+				if want := o.Align || o.Method != Nearest; (s.Errors.Damping != 0) != want || want && s.Errors.Damping != DefaultDamping {
+					t.Errorf("%s, %s: damping %v", name, option, s.Errors.Damping)
+				}
 				if e := s.Errors; !finite(e.Solved) || e.Solved < 0 || e.Nearest < 0 || e.Soft < 0 {
 					t.Errorf("%s, %s: errors %+v", name, option, e)
 				}

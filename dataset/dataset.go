@@ -105,8 +105,10 @@ func OpenImages(ctx context.Context, o Options) (*Images, error) {
 	case Safetensors:
 		f, err = openSafetensors(o)
 	default:
-		err = &Error{Path: o.Path, Problem: fmt.Sprintf("format %q is unknown", o.Format),
-			Help: fmt.Sprintf("set it to one of %s", strings.Join([]string{CIFAR10, IDX, Safetensors}, ", "))}
+		err = &Error{
+			Path: o.Path, Problem: fmt.Sprintf("format %q is unknown", o.Format),
+			Help: fmt.Sprintf("set it to one of %s", strings.Join([]string{CIFAR10, IDX, Safetensors}, ", ")),
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -175,16 +177,20 @@ func choose(of int, o Options) ([]int, error) {
 		to = of
 	}
 	if from < 0 || to > of || from >= to {
-		return nil, &Error{Path: o.Path, Problem: fmt.Sprintf("subset %d…%d of %d samples", o.Subset[0], o.Subset[1], of),
-			Help: fmt.Sprintf("give a first sample and one past the last, within 0 and %d", of)}
+		return nil, &Error{
+			Path: o.Path, Problem: fmt.Sprintf("subset %d…%d of %d samples", o.Subset[0], o.Subset[1], of),
+			Help: fmt.Sprintf("give a first sample and one past the last, within 0 and %d", of),
+		}
 	}
 	n := o.Samples
 	if n == 0 {
 		n = to - from
 	}
 	if n < 0 || n > to-from {
-		return nil, &Error{Path: o.Path, Problem: fmt.Sprintf("%d samples asked for, %d are there to draw from", o.Samples, to-from),
-			Help: "ask for fewer samples, or for 0 to take all"}
+		return nil, &Error{
+			Path: o.Path, Problem: fmt.Sprintf("%d samples asked for, %d are there to draw from", o.Samples, to-from),
+			Help: "ask for fewer samples, or for 0 to take all",
+		}
 	}
 	all := make([]int, to-from)
 	for i := range all {
@@ -222,14 +228,18 @@ func below(r *rand.PCG, n uint64) uint64 {
 func (d *Images) SetNormalize(n Normalize) error {
 	channels := d.Shape[0]
 	if len(n.Mean) != len(n.Std) || (len(n.Mean) != 0 && len(n.Mean) != channels) {
-		return &Error{Path: d.Path, Problem: fmt.Sprintf("%d means and %d deviations for images of %d channels", len(n.Mean), len(n.Std), channels),
-			Help: "give one of each for every channel, or none"}
+		return &Error{
+			Path: d.Path, Problem: fmt.Sprintf("%d means and %d deviations for images of %d channels", len(n.Mean), len(n.Std), channels),
+			Help: "give one of each for every channel, or none",
+		}
 	}
 	for c := range n.Mean {
 		mean, std := float64(n.Mean[c]), float64(n.Std[c])
 		if math.IsNaN(mean) || math.IsInf(mean, 0) || !(std > 0) || math.IsInf(std, 0) {
-			return &Error{Path: d.Path, Problem: fmt.Sprintf("mean %v and deviation %v of channel %d", mean, std, c),
-				Help: "give finite means and positive deviations"}
+			return &Error{
+				Path: d.Path, Problem: fmt.Sprintf("mean %v and deviation %v of channel %d", mean, std, c),
+				Help: "give finite means and positive deviations",
+			}
 		}
 	}
 	d.normalize = Normalize{Mean: slices.Clone(n.Mean), Std: slices.Clone(n.Std)}

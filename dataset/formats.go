@@ -34,8 +34,10 @@ func openCIFAR10(ctx context.Context, o Options) (*file, error) {
 // parseCIFAR10 checks what can be checked: the format has no header.
 func parseCIFAR10(s *source) (*file, error) {
 	if s.size == 0 || s.size%cifarRow != 0 {
-		return nil, &Error{Path: s.path, Problem: fmt.Sprintf("has %d bytes, and CIFAR-10's binary version has a multiple of %d", s.size, cifarRow),
-			Help: "check that the file is whole and of this format (data_batch_1.bin, not the Python version)"}
+		return nil, &Error{
+			Path: s.path, Problem: fmt.Sprintf("has %d bytes, and CIFAR-10's binary version has a multiple of %d", s.size, cifarRow),
+			Help: "check that the file is whole and of this format (data_batch_1.bin, not the Python version)",
+		}
 	}
 	return &file{
 		of: int(s.size / cifarRow), shape: []int{3, 32, 32}, classes: cifarClasses,
@@ -75,8 +77,10 @@ func labelsPath(images string) (string, error) {
 			return filepath.Join(dir, try), nil
 		}
 	}
-	return "", &Error{Path: images, Problem: fmt.Sprintf("its labels are not at %s", filepath.Join(dir, derived)),
-		Help: "set labels to the path of the file of labels", Err: fs.ErrNotExist}
+	return "", &Error{
+		Path: images, Problem: fmt.Sprintf("its labels are not at %s", filepath.Join(dir, derived)),
+		Help: "set labels to the path of the file of labels", Err: fs.ErrNotExist,
+	}
 }
 
 func parseIDX(images, labels *source) (*file, error) {
@@ -110,8 +114,10 @@ func idxHeader(s *source, axes int) ([]int, error) {
 		return nil, &Error{Path: s.path, Problem: fmt.Sprintf("has %d bytes, fewer than the header of an IDX file of %d axes", s.size, axes), Help: "check that the file is whole"}
 	}
 	if magic := binary.BigEndian.Uint32(b); magic != 8<<8|uint32(axes) {
-		return nil, &Error{Path: s.path, Problem: fmt.Sprintf("begins with %#08x, and an IDX file of unsigned bytes with %d axes with %#08x", magic, axes, 8<<8|axes),
-			Help: "check the format, and that images and labels are not exchanged"}
+		return nil, &Error{
+			Path: s.path, Problem: fmt.Sprintf("begins with %#08x, and an IDX file of unsigned bytes with %d axes with %#08x", magic, axes, 8<<8|axes),
+			Help: "check the format, and that images and labels are not exchanged",
+		}
 	}
 	shape := make([]int, axes)
 	content := s.size - header
@@ -162,8 +168,10 @@ func openSafetensors(o Options) (*file, error) {
 // parseSafetensors finds the tensors images and labels.
 func parseSafetensors(s *source, header *safetensors.Header) (*file, error) {
 	bad := func(format string, args ...any) error {
-		return &Error{Path: s.path, Problem: fmt.Sprintf(format, args...),
-			Help: "store images as U8 of shape [samples channels height width] and labels as I64 or U8 of shape [samples]"}
+		return &Error{
+			Path: s.path, Problem: fmt.Sprintf(format, args...),
+			Help: "store images as U8 of shape [samples channels height width] and labels as I64 or U8 of shape [samples]",
+		}
 	}
 	byName := make(map[string]safetensors.Info)
 	for _, t := range header.Tensors {

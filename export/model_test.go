@@ -82,8 +82,10 @@ func TestOpenHostile(t *testing.T) {
 		"no zero point": {without(conv + "_zero_point"), nil, ErrCorrupt, conv + "_zero_point", -1},
 		"no packed":     {without(conv + "_packed"), nil, ErrCorrupt, "", 0},
 		"twice":         {nil, []tensor{integers(conv, dtype.I8, []int{1}, 1)}, ErrCorrupt, conv, -1},
-		"untargeted": {nil, []tensor{integers("a_packed", dtype.I8, nil, 1), integers("a_scale", dtype.I8, nil, 1),
-			integers("a_shape", dtype.I8, nil, 1)}, ErrCorrupt, "a", -1},
+		"untargeted": {nil, []tensor{
+			integers("a_packed", dtype.I8, nil, 1), integers("a_scale", dtype.I8, nil, 1),
+			integers("a_shape", dtype.I8, nil, 1),
+		}, ErrCorrupt, "a", -1},
 		"packed dtype":   {only(conv+"_packed", func(x *tensor) { x.dtype = dtype.U32 }), nil, ErrCorrupt, conv + "_packed", -1},
 		"packed shape":   {only(conv+"_packed", func(x *tensor) { x.shape = []int{3, 8} }), nil, ErrCorrupt, conv + "_packed", -1},
 		"scale dtype":    {only(conv+"_scale", func(x *tensor) { x.dtype = dtype.I32 }), nil, ErrCorrupt, conv, -1},

@@ -81,7 +81,7 @@ func (a *archive) put(name string, data []byte) error {
 	padding := (zipAlignment - start%zipAlignment) % zipAlignment
 	extra := binary.LittleEndian.AppendUint16([]byte(paddingField), uint16(padding))
 	w, err := a.zip.CreateRaw(&zip.FileHeader{
-		Name: name, Method: zip.Store, ModifiedDate: dosEpoch,
+		Name: name, Method: zip.Store, ModifiedDate: dosEpoch, //nolint:staticcheck // Modified would add a field to Extra
 		CreatorVersion: zipVersion, ReaderVersion: zipVersion,
 		CRC32:              crc32.ChecksumIEEE(data),
 		CompressedSize64:   uint64(len(data)),

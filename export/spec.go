@@ -63,16 +63,24 @@ const (
 // writing.
 func (s Spec) tensors(from *layer.Solution) []safetensors.Source {
 	list := []safetensors.Source{
-		{Name: s.Name + packedSuffix, DType: dtype.I32, Shape: []int{s.Rows, pack.Words(s.Cols, s.Bits)},
-			Write: func(w io.Writer) error { return s.writeCodes(w, from.Codes) }},
-		{Name: s.Name + scaleSuffix, DType: s.ScaleType, Shape: s.scaleShape(),
-			Write: func(w io.Writer) error { return s.writeScales(w, from.Grid.Scales) }},
-		{Name: s.Name + shapeSuffix, DType: dtype.I64, Shape: []int{len(s.Shape)},
-			Write: s.writeShape},
+		{
+			Name: s.Name + packedSuffix, DType: dtype.I32, Shape: []int{s.Rows, pack.Words(s.Cols, s.Bits)},
+			Write: func(w io.Writer) error { return s.writeCodes(w, from.Codes) },
+		},
+		{
+			Name: s.Name + scaleSuffix, DType: s.ScaleType, Shape: s.scaleShape(),
+			Write: func(w io.Writer) error { return s.writeScales(w, from.Grid.Scales) },
+		},
+		{
+			Name: s.Name + shapeSuffix, DType: dtype.I64, Shape: []int{len(s.Shape)},
+			Write: s.writeShape,
+		},
 	}
 	if !s.Symmetric {
-		zero := safetensors.Source{Name: s.Name + zeroSuffix,
-			Write: func(w io.Writer) error { return s.writeZeros(w, from.Grid.Zeros) }}
+		zero := safetensors.Source{
+			Name:  s.Name + zeroSuffix,
+			Write: func(w io.Writer) error { return s.writeZeros(w, from.Grid.Zeros) },
+		}
 		zero.DType, zero.Shape = s.zeroLayout()
 		list = append(list, zero)
 	}

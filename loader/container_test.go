@@ -96,7 +96,7 @@ func TestCheckpoint(t *testing.T) {
 // panic.
 func TestPrefixes(t *testing.T) {
 	for name, content := range samples(t) {
-		for n := range len(content) {
+		for n := range content {
 			if err := openFuzzed(t, content[:n]); err == nil {
 				t.Errorf("%s: the first %d of %d bytes open", name, n, len(content))
 			}

@@ -34,27 +34,41 @@ func TestPickleVariants(t *testing.T) {
 		"bare":           {pTensor("0", 2, []int{2}, []int{1}), []string{"tensor"}, "", nil},
 		"bare parameter": {pCall(pGlobal("torch._utils", "_rebuild_parameter"), pTensor("0", 2, nil, nil), "\x88", "N"), []string{"tensor"}, "", nil},
 		"bare storage":   {pStorage("0", 2), []string{"tensor"}, "", nil},
-		"os.system": {pDict(pW, pStr("x"), pCall(pGlobal("posix", "system"), pStr("touch /tmp/fettle-was-run"))),
-			[]string{"w"}, "", []string{"posix.system"}},
-		"eval around a tensor": {pDict(pStr("x"), pCall(pGlobal("__builtin__", "eval"), pTensor("0", 2, nil, nil))),
-			[]string{"x.0"}, "", []string{"builtins.eval"}},
+		"os.system": {
+			pDict(pW, pStr("x"), pCall(pGlobal("posix", "system"), pStr("touch /tmp/fettle-was-run"))),
+			[]string{"w"},
+			"",
+			[]string{"posix.system"},
+		},
+		"eval around a tensor": {
+			pDict(pStr("x"), pCall(pGlobal("__builtin__", "eval"), pTensor("0", 2, nil, nil))),
+			[]string{"x.0"},
+			"",
+			[]string{"builtins.eval"},
+		},
 		"result called again": {pDict(pW, pStr("x"), pCall(pCall(pGlobal("a", "b")), pInt(1))), []string{"w"}, "", []string{"a.b"}},
 		"stack global":        {pDict(pW, pStr("x"), pCall("\x8c\x02os\x8c\x06system\x93", pInt(1))), []string{"w"}, "", []string{"os.system"}},
 		"inst":                {pDict(pW, pStr("x"), "("+pInt(1)+"ios\nsystem\n"), []string{"w"}, "", []string{"os.system"}},
 		"obj":                 {pDict(pW, pStr("x"), "("+pGlobal("os", "system")+pInt(1)+"o"), []string{"w"}, "", []string{"os.system"}},
-		"known classes": {pDict(pW, pStr("args"), pGlobal("argparse", "Namespace")+")\x81"+pDict(pStr("lr"), pInt(1))+"b",
-			pStr("size"), pCall(pGlobal("torch", "Size"), pInts(1, 2)), pStr("d"), pGlobal("torch", "float32")),
-			[]string{"w"}, "", nil},
+		"known classes": {
+			pDict(pW, pStr("args"), pGlobal("argparse", "Namespace")+")\x81"+pDict(pStr("lr"), pInt(1))+"b",
+				pStr("size"), pCall(pGlobal("torch", "Size"), pInts(1, 2)), pStr("d"), pGlobal("torch", "float32")),
+			[]string{"w"},
+			"", nil,
+		},
 		"state with a tensor": {pGlobal("my", "Thing") + ")\x81" + pDict(pW) + "b", []string{"w"}, "", []string{"my.Thing"}},
 		"NEWOBJ_EX":           {pGlobal("my", "Thing") + ")" + pDict(pW) + "\x92", []string{"1.w"}, "", []string{"my.Thing"}},
 		"empty integer":       {pDict(pW, pStr("zero"), "\x8a\x00", pStr("long"), "\x8b\x00\x00\x00\x00"), []string{"w"}, "", nil},
 		"sets":                {pDict(pW, pStr("s"), "\x8f(C\x01a]\x90", pStr("f"), "(C\x01a\x91"), []string{"w"}, "", nil},
 		"bytearray":           {pDict(pW, pStr("b"), "\x96\x01\x00\x00\x00\x00\x00\x00\x00x\x98"), []string{"w"}, "", nil},
 		"deque":               {pDict(pW, pStr("d"), pGlobal("collections", "deque")+")R]a"), []string{"w"}, "", nil},
-		"keys that are no strings": {"}(" + "\x88" + pTensor("0", 2, nil, nil) + "N" + pTensor("0", 2, nil, nil) + "C\x01b" + pTensor("0", 2, nil, nil) +
-			"G\x3f\xe0\x00\x00\x00\x00\x00\x00" + pTensor("0", 2, nil, nil) + "\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01" + pTensor("0", 2, nil, nil) +
-			")" + pTensor("0", 2, nil, nil) + "\x89" + pTensor("0", 2, nil, nil) + "u",
-			[]string{"True", "None", "b", "0.5", "18446744073709551616", "5", "False"}, "", nil},
+		"keys that are no strings": {
+			"}(" + "\x88" + pTensor("0", 2, nil, nil) + "N" + pTensor("0", 2, nil, nil) + "C\x01b" + pTensor("0", 2, nil, nil) +
+				"G\x3f\xe0\x00\x00\x00\x00\x00\x00" + pTensor("0", 2, nil, nil) + "\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01" + pTensor("0", 2, nil, nil) +
+				")" + pTensor("0", 2, nil, nil) + "\x89" + pTensor("0", 2, nil, nil) + "u",
+			[]string{"True", "None", "b", "0.5", "18446744073709551616", "5", "False"},
+			"", nil,
+		},
 		"1 and \"1\" are two keys": {pDict(pInt(1), pTensor("0", 2, nil, nil), pStr("1"), "N"), []string{"1"}, "", nil},
 		"tensor subclass": {pCall(pGlobal("torch._tensor", "_rebuild_from_type_v2"), pGlobal("torch._utils", "_rebuild_tensor_v2"), pGlobal("my", "Tensor"),
 			"("+pStorage("0", 2)+pInt(0)+pInts()+pInts()+"\x89Nt", "}"), []string{"tensor"}, "", []string{"my.Tensor"}},
@@ -319,6 +333,6 @@ func FuzzPickle(f *testing.F) {
 	f.Add([]byte(pickled("(lp1\nI01\nag1\n0L5L\n\x85.")))
 	f.Add([]byte(pickled(module("Net", pW, "", "", ""))))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		openFuzzed(t, torchZip(t, string(b), []float32{1, 2}))
+		_ = openFuzzed(t, torchZip(t, string(b), []float32{1, 2})) // it fails t when the error is not one that Open may give
 	})
 }

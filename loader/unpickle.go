@@ -2,6 +2,7 @@ package loader
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -67,7 +68,7 @@ func (u *unpickler) load(r io.ReaderAt, off, size int64) (top any, end int64, er
 	p.FindClass = u.findClass
 	p.PersistentLoad = u.persistentLoad
 	top, err = p.Load()
-	if bad, ok := err.(*FormatError); ok {
+	if bad, ok := errors.AsType[*FormatError](err); ok {
 		return nil, 0, bad
 	}
 	if err != nil {

@@ -147,9 +147,13 @@ func TestOrderings(t *testing.T) {
 	}
 	t.Log(sums)
 	for _, order := range [][2]string{
-		{"gptqfalse", "nearestfalse"}, {"gptqtrue", "nearesttrue"},
-		{"adaroundfalse", "gptqfalse"}, {"adaroundtrue", "gptqtrue"},
-		{"nearesttrue", "nearestfalse"}, {"gptqtrue", "gptqfalse"}, {"adaroundtrue", "adaroundfalse"},
+		{"gptqfalse", "nearestfalse"},
+		{"gptqtrue", "nearesttrue"},
+		{"adaroundfalse", "gptqfalse"},
+		{"adaroundtrue", "gptqtrue"},
+		{"nearesttrue", "nearestfalse"},
+		{"gptqtrue", "gptqfalse"},
+		{"adaroundtrue", "adaroundfalse"},
 	} {
 		if !(sums[order[0]] <= sums[order[1]]) {
 			t.Errorf("%s: %v, more than %s: %v", order[0], sums[order[0]], order[1], sums[order[1]])

@@ -29,7 +29,7 @@ func sample(t testing.TB) *record.Run {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	run, err := record.Decode(f)
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +115,7 @@ func wellFormed(t *testing.T, html string) {
 	html = void.ReplaceAllString(scripts.ReplaceAllString(html, ""), "<$1/>")
 	d := xml.NewDecoder(strings.NewReader(html))
 	for {
-		if _, err := d.Token(); err == io.EOF {
+		if _, err := d.Token(); errors.Is(err, io.EOF) {
 			return
 		} else if err != nil {
 			line, column := d.InputPos()
@@ -186,8 +186,10 @@ func TestAnchors(t *testing.T) {
 
 func TestAccessible(t *testing.T) {
 	html := render(t, sample(t))
-	for _, s := range []string{`<html lang="en">`, `<title>resnet20-12fca82f.th: fettle report</title>`,
-		`name="viewport"`, `scope="col"`, `scope="row"`, `prefers-color-scheme: dark`, `@media print`} {
+	for _, s := range []string{
+		`<html lang="en">`, `<title>resnet20-12fca82f.th: fettle report</title>`,
+		`name="viewport"`, `scope="col"`, `scope="row"`, `prefers-color-scheme: dark`, `@media print`,
+	} {
 		if !strings.Contains(html, s) {
 			t.Errorf("page lacks %q", s)
 		}
@@ -311,9 +313,11 @@ func TestLayerFigures(t *testing.T) {
 func TestEverythingShown(t *testing.T) {
 	run := sample(t)
 	html := embedded.ReplaceAllString(render(t, run), "")
-	want := []string{run.Source.SHA256, run.Recipe.SHA256, run.Output.ManifestSHA256, run.Tool.Version, run.Tool.Go,
+	want := []string{
+		run.Source.SHA256, run.Recipe.SHA256, run.Output.ManifestSHA256, run.Tool.Version, run.Tool.Go,
 		run.Tool.Kernels, "143.21 MB", "6 reused, 34 computed",
-		"fettle compress checkpoints/resnet20-12fca82f.th --recipe &#39;recipes/resnet20 small.yaml&#39; --calibration data/train5085.bin --evaluate data/test1017.bin --out OUT"}
+		"fettle compress checkpoints/resnet20-12fca82f.th --recipe &#39;recipes/resnet20 small.yaml&#39; --calibration data/train5085.bin --evaluate data/test1017.bin --out OUT",
+	}
 	for _, d := range run.Data {
 		want = append(want, d.Path, d.SHA256)
 	}
@@ -476,22 +480,56 @@ func TestDepth(t *testing.T) {
 
 func TestFormat(t *testing.T) {
 	for _, c := range []struct{ got, want string }{
-		{count(0), "0"}, {count(999), "999"}, {count(1000), "1\u202f000"}, {count(-1234567), "−1\u202f234\u202f567"},
+		{count(0), "0"},
+		{count(999), "999"},
+		{count(1000), "1\u202f000"},
+		{count(-1234567), "−1\u202f234\u202f567"},
 		{count(int64(math.MinInt64)), "−9\u202f223\u202f372\u202f036\u202f854\u202f775\u202f808"},
-		{fixed(1234.5, 1), "1\u202f234.5"}, {fixed(-0.001, 2), "0.00"}, {fixed(-0.5, 1), "−0.5"}, {fixed(1e300, 2), "1e+300"},
-		{significant(0), "0"}, {significant(0.012345), "0.0123"}, {significant(0.00012), "0.000120"},
-		{significant(0.0000456789), "4.57e−5"}, {significant(0.5), "0.500"}, {significant(12.34), "12.3"},
-		{significant(123.4), "123"}, {significant(5e-324), "4.94e−324"}, {significant(-0.25), "−0.250"},
-		{size(0), "0 B"}, {size(999), "999 B"}, {size(180000), "180.0 KB"}, {size(1099231), "1.10 MB"}, {size(2e9), "2.00 GB"},
-		{percent(0.111434), "11.1 %"}, {percent(0.0403), "4.03 %"}, {percent(0), "0.0 %"}, {percent(1e-9), "< 0.01 %"},
-		{seconds(0.024), "0.024 s"}, {seconds(9.412), "9.41 s"}, {seconds(192), "3 min 12 s"}, {seconds(3660), "1 h 01 min"},
-		{times(8.974), "8.97×"}, {times(0), "–"},
-		{shape([]int{64, 32, 3, 3}), "64×32×3×3"}, {shape(nil), "scalar"},
-		{clip("layer3.0.conv2", 14), "layer3.0.conv2"}, {clip("layer3.0.conv2", 9), "laye…onv2"},
-		{baseName(`C:\models\a.th`), "a.th"}, {baseName("out/"), "out"}, {baseName(""), "model"},
-		{shellQuote("recipe.yaml"), "recipe.yaml"}, {shellQuote("a b"), "'a b'"}, {shellQuote("it's"), `'it'\''s'`},
-		{shellQuote("-rf"), "'./-rf'"}, {shellQuote("$(x)"), "'$(x)'"}, {shellQuote(""), "''"},
-		{px(math.NaN()).String(), "0"}, {px(math.Inf(1)).String(), "0"}, {px(1.005).String(), "1"}, {px(12.346).String(), "12.35"},
+		{fixed(1234.5, 1), "1\u202f234.5"},
+		{fixed(-0.001, 2), "0.00"},
+		{fixed(-0.5, 1), "−0.5"},
+		{fixed(1e300, 2), "1e+300"},
+		{significant(0), "0"},
+		{significant(0.012345), "0.0123"},
+		{significant(0.00012), "0.000120"},
+		{significant(0.0000456789), "4.57e−5"},
+		{significant(0.5), "0.500"},
+		{significant(12.34), "12.3"},
+		{significant(123.4), "123"},
+		{significant(5e-324), "4.94e−324"},
+		{significant(-0.25), "−0.250"},
+		{size(0), "0 B"},
+		{size(999), "999 B"},
+		{size(180000), "180.0 KB"},
+		{size(1099231), "1.10 MB"},
+		{size(2e9), "2.00 GB"},
+		{percent(0.111434), "11.1 %"},
+		{percent(0.0403), "4.03 %"},
+		{percent(0), "0.0 %"},
+		{percent(1e-9), "< 0.01 %"},
+		{seconds(0.024), "0.024 s"},
+		{seconds(9.412), "9.41 s"},
+		{seconds(192), "3 min 12 s"},
+		{seconds(3660), "1 h 01 min"},
+		{times(8.974), "8.97×"},
+		{times(0), "–"},
+		{shape([]int{64, 32, 3, 3}), "64×32×3×3"},
+		{shape(nil), "scalar"},
+		{clip("layer3.0.conv2", 14), "layer3.0.conv2"},
+		{clip("layer3.0.conv2", 9), "laye…onv2"},
+		{baseName(`C:\models\a.th`), "a.th"},
+		{baseName("out/"), "out"},
+		{baseName(""), "model"},
+		{shellQuote("recipe.yaml"), "recipe.yaml"},
+		{shellQuote("a b"), "'a b'"},
+		{shellQuote("it's"), `'it'\''s'`},
+		{shellQuote("-rf"), "'./-rf'"},
+		{shellQuote("$(x)"), "'$(x)'"},
+		{shellQuote(""), "''"},
+		{px(math.NaN()).String(), "0"},
+		{px(math.Inf(1)).String(), "0"},
+		{px(1.005).String(), "1"},
+		{px(12.346).String(), "12.35"},
 	} {
 		if c.got != c.want {
 			t.Errorf("got %q, want %q", c.got, c.want)

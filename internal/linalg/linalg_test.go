@@ -207,7 +207,7 @@ func TestDampingEscalates(t *testing.T) {
 	}
 	other := errors.New("other")
 	calls := 0
-	if _, err := Damped(h, 0.01, func(blas64.General) error { calls++; return other }); err != other || calls != 1 {
+	if _, err := Damped(h, 0.01, func(blas64.General) error { calls++; return other }); !errors.Is(err, other) || calls != 1 {
 		t.Errorf("%v after %d calls, want other errors returned at once", err, calls)
 	}
 	if lambda, err := Damped(matrixOfRank1(80), 0.01, factor); err != nil || lambda <= 0 {

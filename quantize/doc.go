@@ -13,7 +13,9 @@
 //     by the Cholesky factor of the inverse Gram matrix.
 //   - AdaRound (Nagel et al., arXiv 2004.10568) learns for each weight whether
 //     to round down or up. Here it works on the Gram matrix alone: no samples,
-//     full batches, no noise.
+//     full batches, no noise. The learned choice, nearest rounding and GPTQ's
+//     choice bounded to down or up then each start a tabu search by single
+//     flips, and each row keeps the best that was met.
 //
 // # The objective
 //

@@ -32,85 +32,96 @@ func checkProblem(prob *layer.Problem, o Options) error {
 	if err := prob.Check(); err != nil {
 		return err
 	}
-	fail := func(what string, index int, format string, args ...any) error {
-		return &InputError{prob.Layer, what, index, fmt.Sprintf(format, args...)}
-	}
 	switch prob.ScaleType {
 	case dtype.F64, dtype.F32, dtype.F16, dtype.BF16:
 	default:
-		return fail("scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
+		return inputError(prob, "scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
 	}
 	w := prob.Weight
 	for r := range w.Rows {
 		for c, v := range rowOf32(w, r) {
 			if !finite(float64(v)) {
-				return fail("weight", r*w.Cols+c, "%v is not finite", v)
+				return inputError(prob, "weight", r*w.Cols+c, "%v is not finite", v)
 			}
 		}
 	}
-	m := prob.Moments
-	if m == nil {
+	if prob.Moments == nil {
 		if o.NeedsMoments() {
 			return fmt.Errorf("layer %s: %s: %w", prob.Layer, o.Method, ErrNoMoments)
 		}
 		return nil
 	}
+	return checkMoments(prob, o)
+}
+
+func checkMoments(prob *layer.Problem, o Options) error {
+	m := prob.Moments
 	if m.Rows < 1 {
-		return fail("moments", -1, "they sum %d rows, want at least one", m.Rows)
+		return inputError(prob, "moments", -1, "they sum %d rows, want at least one", m.Rows)
 	}
-	matrices := map[string][]blas64.General{"H": m.H}
+	if err := checkMatrices(prob, "H", m.H); err != nil {
+		return err
+	}
 	if m.G != nil {
-		matrices["G"] = m.G
+		if err := checkMatrices(prob, "G", m.G); err != nil {
+			return err
+		}
 	}
-	for _, name := range []string{"H", "G"} {
-		list, ok := matrices[name]
-		if !ok {
-			continue
-		}
-		if len(list) != m.Groups {
-			return fail(name, -1, "%d matrices for %d groups", len(list), m.Groups)
-		}
-		for g, a := range list {
-			what := fmt.Sprintf("%s of group %d", name, g)
-			n := m.Inputs
-			if a.Rows != n || a.Cols != n || a.Stride < n || len(a.Data) < (n-1)*a.Stride+n {
-				return fail(what, -1, "%d×%d matrix with stride %d and %d values, want %d×%d", a.Rows, a.Cols, a.Stride, len(a.Data), n, n)
+	for g, h := range m.H {
+		for i := range h.Rows {
+			if v := h.Data[i*h.Stride+i]; v < 0 {
+				return inputError(prob, fmt.Sprintf("H of group %d", g), i*h.Cols+i, "%v on the diagonal of a Gram matrix", v)
 			}
-			for i := range n {
-				for j, v := range rowOf64(a, i) {
-					if !finite(v) {
-						return fail(what, i*n+j, "%v is not finite", v)
-					}
-					if i == j && v < 0 && name == "H" {
-						return fail(what, i*n+j, "%v on the diagonal of a Gram matrix", v)
-					}
+		}
+	}
+	if err := checkVector(prob, "target energy", prob.Energy(), prob.Weight.Rows); err != nil {
+		return err
+	}
+	if !o.BiasCorrection {
+		return nil
+	}
+	if err := checkVector(prob, "Σx", m.SumX, m.Groups*m.Inputs); err != nil {
+		return err
+	}
+	return checkVector(prob, "Σx̃", m.SumXt, m.Groups*m.Inputs)
+}
+
+func checkMatrices(prob *layer.Problem, name string, list []blas64.General) error {
+	m := prob.Moments
+	if len(list) != m.Groups {
+		return inputError(prob, name, -1, "%d matrices for %d groups", len(list), m.Groups)
+	}
+	n := m.Inputs
+	for g, a := range list {
+		what := fmt.Sprintf("%s of group %d", name, g)
+		if a.Rows != n || a.Cols != n || a.Stride < n || len(a.Data) < (n-1)*a.Stride+n {
+			return inputError(prob, what, -1, "%d×%d matrix with stride %d and %d values, want %d×%d", a.Rows, a.Cols, a.Stride, len(a.Data), n, n)
+		}
+		for i := range n {
+			for j, v := range rowOf64(a, i) {
+				if !finite(v) {
+					return inputError(prob, what, i*n+j, "%v is not finite", v)
 				}
 			}
 		}
 	}
-	vectors := []struct {
-		name   string
-		values []float64
-		want   int
-	}{
-		{"target energy", prob.Energy(), w.Rows},
-		{"Σx", m.SumX, m.Groups * m.Inputs},
-		{"Σx̃", m.SumXt, m.Groups * m.Inputs},
+	return nil
+}
+
+func checkVector(prob *layer.Problem, name string, values []float64, want int) error {
+	if len(values) != want {
+		return inputError(prob, name, -1, "%d values, want %d", len(values), want)
 	}
-	for _, v := range vectors {
-		if v.name != "target energy" && !o.BiasCorrection {
-			continue
-		}
-		if len(v.values) != v.want {
-			return fail(v.name, -1, "%d values, want %d", len(v.values), v.want)
-		}
-		for i, x := range v.values {
-			if !finite(x) {
-				return fail(v.name, i, "%v is not finite", x)
-			}
+	for i, v := range values {
+		if !finite(v) {
+			return inputError(prob, name, i, "%v is not finite", v)
 		}
 	}
 	return nil
+}
+
+func inputError(prob *layer.Problem, what string, index int, format string, args ...any) error {
+	return &InputError{prob.Layer, what, index, fmt.Sprintf(format, args...)}
 }
 
 func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }

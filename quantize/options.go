@@ -66,8 +66,9 @@ type Options struct {
 	AdaRound AdaRoundOptions // only for Method AdaRound
 }
 
-// AdaRoundOptions tune AdaRound's relaxation. The defaults were chosen on the
-// Gram matrices of a small convolutional network.
+// AdaRoundOptions tune AdaRound's relaxation. The defaults were chosen on random
+// layers of 144 and 576 correlated, ReLU-like inputs at 4, 3 and 2 bits: there
+// 1,000 steps at a rate of 0.02 changed the damped error by less than 0.5 %.
 type AdaRoundOptions struct {
 	Steps        int     // Adam steps on the full batch; default 400
 	LearningRate float64 // default 0.05

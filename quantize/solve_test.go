@@ -392,7 +392,7 @@ func TestRefusals(t *testing.T) {
 	for want, spoil := range cases {
 		p := good()
 		spoil(p)
-		s, err := Solve(context.Background(), nil, p, quick(Options{Method: AdaRound, Bits: 4, BiasCorrection: true}))
+		_, err := Solve(context.Background(), nil, p, quick(Options{Method: AdaRound, Bits: 4, BiasCorrection: true}))
 		if err == nil || err.Error() != want {
 			t.Errorf("error %v, want %s", err, want)
 		}
@@ -400,7 +400,6 @@ func TestRefusals(t *testing.T) {
 		if !errors.As(err, &input) && !errors.Is(err, ErrNoMoments) {
 			t.Errorf("%v is not typed", err)
 		}
-		_ = s
 	}
 	p := good()
 	p.Moments.Inputs = 7

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/fettle-dev/fettle/dataset"
@@ -173,6 +174,9 @@ func (r *run) startRecord(ctx context.Context) error {
 		},
 		Sequential: r.recipe.Sequential,
 		Units:      record.Units{Dir: r.options.Cache},
+	}
+	if unknown := r.ckpt.UnknownClasses(); len(unknown) > 0 {
+		r.clock.emit(Event{Warning: fmt.Sprintf("%s names classes that fettle does not know (%s); none of them was run", r.ckpt.Path(), strings.Join(unknown, ", "))})
 	}
 	for _, t := range r.ckpt.Tensors() {
 		r.record.Source.Parameters += t.Elements()

@@ -143,16 +143,18 @@ func LogSumExp(x []float32) float64 {
 // Sigmoid sets dst = 1/(1 + e⁻ˣ), error at most 3 ulp.
 func Sigmoid(dst, x []float32) { sigmoidKernel(dst, x[:len(dst)]) }
 
-// SiLU sets dst = x·sigmoid(x), NaN at −Inf as the formula says.
+// SiLU sets dst = x·sigmoid(x), NaN at −Inf as the formula says;
+// error at most 4 ulp.
 func SiLU(dst, x []float32) { siluKernel(dst, x[:len(dst)]) }
 
 // Tanh sets dst = tanh x, error at most 2 ulp.
 func Tanh(dst, x []float32) { tanhKernel(dst, x[:len(dst)]) }
 
-// GELU sets dst = x·Φ(x), Φ being the normal distribution, with an error of a
-// few ulp also where Φ is tiny; NaN at −Inf as the formula says.
+// GELU sets dst = x·Φ(x), Φ being the normal distribution, with an error of at
+// most 6 ulp also where Φ is tiny; NaN at −Inf as the formula says.
 func GELU(dst, x []float32) { geluKernel(dst, x[:len(dst)]) }
 
 // GELUTanh sets dst = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))), taken as
-// x·sigmoid(2…), which keeps the digits that 1 + tanh loses at negative x.
+// x·sigmoid(2…), which keeps the digits that 1 + tanh loses at negative x: the
+// error is at most 10 ulp from −2 up, and below 3e-8 beyond.
 func GELUTanh(dst, x []float32) { geluTanhKernel(dst, x[:len(dst)]) }

@@ -112,6 +112,14 @@ func BenchmarkKernels(b *testing.B) {
 			})},
 			{"Round", 5, func() { Round(codes, x, 0.1, 3, -8, 7) }, func() { roundGeneric(codes, x, 0.1, 3, -8, 7) }},
 			{"Round64", 9, func() { Round64(codes, x64, 0.1, 3, -8, 7) }, func() { round64Generic(codes, x64, 0.1, 3, -8, 7) }},
+			{"RangeError", 8, func() { sink += RangeError(x64, 0.3, 3, -8, 7, 2.4) }, func() {
+				for _, v := range x64 {
+					q := min(max(math.RoundToEven(v/float64(float32(0.3)))+3, -8), 7)
+					if d := math.Abs(v - float64(0.3*float32(int(q)-3))); d > 0 {
+						sink += math.Exp(2.4 * math.Log(d))
+					}
+				}
+			}},
 			{"Dequantize", 5, func() { Dequantize(dst, codes, 0.1, 3) }, func() { dequantizeGeneric(dst, codes, 0.1, 3) }},
 			{"FromF16", 6, func() { FromF16(dst, half) }, func() { fromF16Generic(dst, half) }},
 			{"ToF16", 6, func() { ToF16(half, x) }, func() { toF16Generic(half, x) }},

@@ -286,6 +286,23 @@ func normal(x float32) float32 {
 
 func abs(x float32) float32 { return float32from(bits(x) &^ (1 << 31)) }
 
+// log64 returns log x for x ≥ 0, about −709 for 0.
+func log64(x float64) float64 {
+	u := math.Float64bits(x) + (one64 - rootHalf)
+	k := float64(u>>52) - 1023
+	f := math.Float64frombits(u&(1<<52-1)+rootHalf) - 1
+	s := f / (f + 2)
+	z := float64(s * s)
+	p := log64Poly[len(log64Poly)-1]
+	for i := len(log64Poly) - 2; i >= 0; i-- {
+		p = float64(p*z) + log64Poly[i]
+	}
+	p = float64(p * z)
+	square := float64(f*f) * 0.5
+	p = float64((p+square)*s) + float64(k*ln2Low64)
+	return float64(k*ln2High64) - ((square - p) - f)
+}
+
 func roundGeneric(codes []int8, x []float32, scale, zero, lo, hi float64) {
 	for i := range codes {
 		codes[i] = code(float64(x[i]), scale, zero, lo, hi)
@@ -298,12 +315,29 @@ func round64Generic(codes []int8, x []float64, scale, zero, lo, hi float64) {
 	}
 }
 
-func code(x, scale, zero, lo, hi float64) int8 {
+func rangeErrorGeneric(x []float64, scale, zero, lo, hi, power float64) float64 {
+	var l [16]float64
+	for i, v := range x {
+		q := clamped(v, scale, zero, lo, hi) - zero
+		d := math.Abs(v - float64(float32(scale*q)))
+		l[i%len(l)] += exp64(float64(log64(d) * power))
+	}
+	for h := len(l) / 2; h > 0; h /= 2 {
+		for i := range h {
+			l[i] += l[i+h]
+		}
+	}
+	return l[0]
+}
+
+func code(x, scale, zero, lo, hi float64) int8 { return int8(clamped(x, scale, zero, lo, hi)) }
+
+func clamped(x, scale, zero, lo, hi float64) float64 {
 	q := math.RoundToEven(x/scale) + zero
 	if !(q > lo) { // also a NaN
 		q = lo
 	}
-	return int8(min(q, hi))
+	return min(q, hi)
 }
 
 func dequantizeGeneric(dst []float32, codes []int8, scale float32, zero int32) {

@@ -430,6 +430,23 @@ func round64Kernel(codes []int8, x []float64, scale, zero, lo, hi float64) {
 }
 
 //go:noescape
+func rangeErrorAVX2(x []float64, scale, zero, lo, hi, power float64) float64
+
+//go:noescape
+func rangeErrorAVX512(x []float64, scale, zero, lo, hi, power float64) float64
+
+func rangeErrorKernel(x []float64, scale, zero, lo, hi, power float64) float64 {
+	switch path {
+	case avx512:
+		return rangeErrorAVX512(x, scale, zero, lo, hi, power)
+	case avx2:
+		return rangeErrorAVX2(x, scale, zero, lo, hi, power)
+	default:
+		return rangeErrorGeneric(x, scale, zero, lo, hi, power)
+	}
+}
+
+//go:noescape
 func dequantizeAVX2(dst []float32, codes []int8, scale float32, zero int32)
 
 //go:noescape

@@ -58,6 +58,10 @@ func round64Kernel(codes []int8, x []float64, scale, zero, lo, hi float64) {
 	round64Generic(codes, x, scale, zero, lo, hi)
 }
 
+func rangeErrorKernel(x []float64, scale, zero, lo, hi, power float64) float64 {
+	return rangeErrorGeneric(x, scale, zero, lo, hi, power)
+}
+
 func dequantizeKernel(dst []float32, codes []int8, scale float32, zero int32) {
 	dequantizeGeneric(dst, codes, scale, zero)
 }

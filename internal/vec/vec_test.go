@@ -123,6 +123,9 @@ var operations = []struct {
 		Round64(dst, in.x64, in.step(), -128, -128, 127)
 		return dst
 	}},
+	{"RangeError", func(in *input, _ *memory) any {
+		return []float64{RangeError(in.x64, in.step(), 3, -8, 7, 2.4)}
+	}},
 	{"Dequantize", func(in *input, mem *memory) any {
 		dst := mem.float32s(in.n)
 		Dequantize(dst, in.codes, in.step(), -128)
@@ -464,6 +467,34 @@ func TestRoundDefinition(t *testing.T) {
 				if codes[i] != want(float64(x[i])) || codes64[i] != want(x64[i]) {
 					t.Fatalf("%v: %v, %v with scale %v zero %d: codes %d, %d, want %d, %d", k, x[i], x64[i], scale, zero, codes[i], codes64[i], want(float64(x[i])), want(x64[i]))
 				}
+			}
+		}
+	}
+}
+
+// TestRangeError holds the sum against quantize's formula.
+func TestRangeError(t *testing.T) {
+	rng := rand.New(rand.NewPCG(15, 16))
+	for _, power := range []float64{1.5, 2, 2.4} {
+		for range 200 {
+			x := make([]float64, rng.IntN(100))
+			scale, zero := float32(math.Exp(5*rng.NormFloat64())), rng.IntN(16)-8
+			want := 0.0
+			for i := range x {
+				x[i] = 5 * float64(scale) * rng.NormFloat64() * math.Pow(2, float64(-rng.IntN(40)))
+				if rng.IntN(9) == 0 {
+					x[i] = 0
+				}
+				q := math.RoundToEven(x[i]/float64(scale)) + float64(zero)
+				code := int(min(max(q, -8), 7))
+				want += math.Pow(math.Abs(x[i]-float64(scale*float32(code-zero))), power)
+			}
+			for _, k := range paths() {
+				with(k, func() {
+					if got := RangeError(x, scale, zero, -8, 7, power); math.Abs(got-want) > 2e-14*want {
+						t.Errorf("%v: %d weights, power %v: %v, want %v", k, len(x), power, got, want)
+					}
+				})
 			}
 		}
 	}

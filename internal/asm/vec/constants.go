@@ -21,6 +21,10 @@ var (
 
 	// The same for float64: p is Taylor's, 1/2!, 1/3! … 1/13!.
 	exp64Poly = taylor(12)
+
+	// log m = f − (f²/2 − s·(f²/2 + z·p(z))), f = m − 1, s = f/(2+f), z = s²,
+	// √½ ≤ m < √2, error 2⁻⁵⁸ (the polynomial of FDLIBM's e_log.c).
+	log64Poly = []float64{6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01, 2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01, 1.479819860511658591e-01}
 )
 
 const (
@@ -40,6 +44,8 @@ const (
 	ln2Low64     = 1.90821492927058770002e-10
 	exp64Top     = 710
 	exp64Bottom  = -746
+	one64        = 0x3ff0000000000000 // 1 and √½ as bits
+	rootHalf     = 0x3fe6a09e667f3bcd
 	roundMagic64 = 3 << 51
 )
 
@@ -64,13 +70,13 @@ const (
 `)
 	for _, c := range []struct {
 		name  string
-		value float64
+		value any
 	}{
 		{"normalCentre", normalCentre}, {"normalTop", normalTop}, {"log2e", log2e},
 		{"ln2High", ln2High}, {"ln2Low", ln2Low}, {"expTop", expTop}, {"expBottom", expBottom},
 		{"roundMagic", roundMagic}, {"tanhBorder", tanhBorder}, {"geluCubic", geluCubic}, {"geluTwice", geluTwice},
 		{"ln2High64", ln2High64}, {"ln2Low64", ln2Low64}, {"exp64Top", exp64Top}, {"exp64Bottom", exp64Bottom},
-		{"roundMagic64", roundMagic64},
+		{"roundMagic64", roundMagic64}, {"one64", one64}, {"rootHalf", rootHalf},
 	} {
 		fmt.Fprintf(&b, "\t%s = %v\n", c.name, c.value)
 	}
@@ -88,13 +94,19 @@ const (
 		}
 		b.WriteString("}\n")
 	}
-	b.WriteString("\texp64Poly = [...]float64{")
-	for i, v := range exp64Poly {
-		if i > 0 {
-			b.WriteString(", ")
+	for _, p := range []struct {
+		name string
+		c    []float64
+	}{{"exp64Poly", exp64Poly}, {"log64Poly", log64Poly}} {
+		fmt.Fprintf(&b, "\t%s = [...]float64{", p.name)
+		for i, v := range p.c {
+			if i > 0 {
+				b.WriteString(", ")
+			}
+			fmt.Fprintf(&b, "%v", v)
 		}
-		fmt.Fprintf(&b, "%v", v)
+		b.WriteString("}\n")
 	}
-	b.WriteString("}\n)\n")
+	b.WriteString(")\n")
 	return b.Bytes()
 }

@@ -160,6 +160,7 @@ func all() []*kernel {
 		}),
 		{name: "round", params: params("codes []int8, x []float32, scale, zero, lo, hi float64"), body: roundTo(4)},
 		{name: "round64", params: params("codes []int8, x []float64, scale, zero, lo, hi float64"), body: roundTo(8)},
+		{name: "rangeError", params: params("x []float64, scale, zero, lo, hi, power float64"), result: "float64", body: rangeError},
 		{name: "dequantize", params: params("dst []float32, codes []int8, scale float32, zero int32"), body: dequantize},
 		{name: "fromF16", params: params("dst []float32, half []byte"), body: blocks{
 			count: lanes32, body: func(g *gen, at map[string]string) {
@@ -437,17 +438,12 @@ func roundTo(size int) func(g *gen) {
 		setup: broadcast64("scale", "zero", "lo", "hi"),
 		count: func(g *gen) int { return 16 },
 		body: func(g *gen, at map[string]string) {
-			scale, zero, lo, hi := scalarA, scalarA-1, scalarA-2, scalarA-3
 			n := g.lanes(8)
 			parts := 16 / n
 			for i := range parts {
 				r := reg(i)
 				g.load(stream{at["x"][1 : len(at["x"])-1], size}, i*n, 8, r, false)
-				g.op("VDIVPD", scale, r, r)
-				g.op("VROUNDPD", 8, r, r)
-				g.op("VADDPD", zero, r, r)
-				g.op("VMAXPD", lo, r, r) // lo is the second source: it replaces a NaN
-				g.op("VMINPD", hi, r, r)
+				g.code(r, r)
 				if g.wide {
 					g.op("VCVTPD2DQ", r, half(r))
 				} else {
@@ -465,6 +461,81 @@ func roundTo(size int) func(g *gen) {
 			g.op("VMOVDQU", "X0", at["codes"])
 		},
 	}.write
+}
+
+// code sets q to x's code on the grid whose scale, zero, lo and hi are in the
+// scalars' registers.
+func (g *gen) code(x, q reg) {
+	scale, zero, lo, hi := scalarA, scalarA-1, scalarA-2, scalarA-3
+	g.op("VDIVPD", scale, x, q)
+	g.op("VROUNDPD", 8, q, q)
+	g.op("VADDPD", zero, q, q)
+	g.op("VMAXPD", lo, q, q) // lo is the second source: it replaces a NaN
+	g.op("VMINPD", hi, q, q)
+}
+
+// rangeError sums |x − scale·(code − zero)|^power.
+func rangeError(g *gen) {
+	scale, zero := scalarA, scalarA-1
+	broadcast64("scale", "zero", "lo", "hi")(g)
+	reduce{
+		in: []string{"x"}, lane: 8, lanes: 16, start: zeroSum, fold: "VADD", heavy: true,
+		step: func(g *gen, acc, x reg, masked bool) {
+			q := x + 1
+			g.code(x, q)
+			g.op("VSUBPD", zero, q, q)
+			g.op("VMULPD", scale, q, q) // exact, so the next rounds once, as float32 would
+			if g.wide {
+				g.op("VCVTPD2PS", q, half(q))
+			} else {
+				g.op("VCVTPD2PSY", q, half(q))
+			}
+			g.op("VCVTPS2PD", half(q), q)
+			g.op("VSUBPD", q, x, x)
+			g.op("VANDPD", g.u64(1<<63-1), x, x)
+			g.log64(x, x+1)
+			g.op("VBROADCASTSD", g.arg("power"), x+1)
+			g.op("VMULPD", x+1, x, x)
+			g.exp64(x, x+1)
+			if masked && g.wide {
+				g.op("VMOVAPD.Z", x, "K1", x)
+			} else if masked {
+				g.op("VANDPD", maskReg, x, x)
+			}
+			g.op("VADDPD", x, acc, acc)
+		},
+	}.write(g)
+}
+
+// log64 replaces x ≥ 0 by log x, using t … t+4. Of 0 it is about −709.
+func (g *gen) log64(x, t reg) {
+	k, f, s, z, p := t, t+1, t+2, t+3, t+4
+	g.op("VPADDQ", g.u64(one64-rootHalf), x, k)
+	g.op("VANDPD", g.u64(1<<52-1), k, f)
+	g.op("VPADDQ", g.u64(rootHalf), f, f) // m
+	g.op("VPSRLQ", 52, k, k)
+	g.op("VORPD", g.f64(1<<52), k, k)
+	g.op("VSUBPD", g.f64(1<<52+1023), k, k) // the exponent
+	g.op("VSUBPD", g.f64(1), f, f)
+	g.op("VADDPD", g.f64(2), f, s)
+	g.op("VDIVPD", s, f, s)
+	g.op("VMULPD", s, s, z)
+	g.set64(g.f64(log64Poly[len(log64Poly)-1]), p)
+	for i := len(log64Poly) - 2; i >= 0; i-- {
+		g.op("VMULPD", z, p, p)
+		g.op("VADDPD", g.f64(log64Poly[i]), p, p)
+	}
+	g.op("VMULPD", z, p, p)
+	g.op("VMULPD", f, f, z)
+	g.op("VMULPD", g.f64(0.5), z, z)
+	g.op("VADDPD", z, p, p)
+	g.op("VMULPD", s, p, p)
+	g.op("VMULPD", g.f64(ln2Low64), k, s)
+	g.op("VADDPD", s, p, p)
+	g.op("VSUBPD", p, z, z)
+	g.op("VSUBPD", f, z, z)
+	g.op("VMULPD", g.f64(ln2High64), k, k)
+	g.op("VSUBPD", z, k, x)
 }
 
 // dequantize computes scale·(code − zero).

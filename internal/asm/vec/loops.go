@@ -59,6 +59,7 @@ type reduce struct {
 	start func(g *gen, acc reg)                 // sets a register of lanes
 	step  func(g *gen, acc, v reg, masked bool) // folds inputs v, v+1, … into acc
 	fold  string                                // the instruction that joins lanes, less its P/S and D/S
+	heavy bool                                  // step uses registers beyond the inputs
 	end   func(g *gen)                          // completes register 0's lowest lane
 }
 
@@ -71,7 +72,7 @@ func (r reduce) write(g *gen) {
 	}
 	step := func(j, offset int, masked bool) {
 		v := reg(accs)
-		if accs+2*len(r.in) <= 13 && j%2 == 1 {
+		if !r.heavy && j%2 == 1 { // the next one's loads need not wait
 			v += reg(len(r.in))
 		}
 		for i, name := range r.in {

@@ -151,7 +151,7 @@ func SiLU(dst, x []float32) { siluKernel(dst, x[:len(dst)]) }
 func Tanh(dst, x []float32) { tanhKernel(dst, x[:len(dst)]) }
 
 // GELU sets dst = x·Φ(x), Φ being the normal distribution, with an error of at
-// most 6 ulp also where Φ is tiny; NaN at −Inf as the formula says.
+// most 7 ulp also where Φ is tiny; NaN at −Inf as the formula says.
 func GELU(dst, x []float32) { geluKernel(dst, x[:len(dst)]) }
 
 // GELUTanh sets dst = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))), taken as

@@ -249,7 +249,7 @@ func nearestBrain(v float32) uint16 {
 	if v != v {
 		return low | 0x40
 	}
-	real := func(h uint16) float64 {
+	value := func(h uint16) float64 {
 		if h&0x7fff == 0x7f80 {
 			return math.Copysign(0x1p128, float64(v))
 		}
@@ -258,7 +258,7 @@ func nearestBrain(v float32) uint16 {
 	if math.IsInf(float64(v), 0) {
 		return low
 	}
-	below, above := math.Abs(float64(v)-real(low)), math.Abs(real(low+1)-float64(v))
+	below, above := math.Abs(float64(v)-value(low)), math.Abs(value(low+1)-float64(v))
 	if above < below || above == below && low&1 == 1 {
 		return low + 1
 	}

@@ -11,7 +11,11 @@ import (
 	"math"
 
 	"github.com/x448/float16"
+
+	"github.com/fettle-dev/fettle/internal/vec"
 )
+
+var le = binary.LittleEndian
 
 // DType is the type of a tensor's elements.
 type DType uint8
@@ -86,76 +90,56 @@ func (d DType) ToFloat32(dst []float32, src []byte) error {
 	if len(src) < len(dst)*d.Size() {
 		return fmt.Errorf("dtype: %d bytes hold fewer than %d elements of %s", len(src), len(dst), d)
 	}
-	le := binary.LittleEndian
 	switch d {
 	case F64:
-		for i := range dst {
-			dst[i] = float32(math.Float64frombits(le.Uint64(src[8*i:])))
-		}
+		each(dst, src, 8, func(b []byte) float32 { return float32(math.Float64frombits(le.Uint64(b))) })
 	case F32:
-		for i := range dst {
-			dst[i] = math.Float32frombits(le.Uint32(src[4*i:]))
-		}
+		vec.FromF32(dst, src)
 	case F16:
-		for i := range dst {
-			dst[i] = float16.Frombits(le.Uint16(src[2*i:])).Float32()
-		}
+		vec.FromF16(dst, src)
 	case BF16:
-		for i := range dst {
-			dst[i] = math.Float32frombits(uint32(le.Uint16(src[2*i:])) << 16)
-		}
+		vec.FromBF16(dst, src)
 	case F8E4M3:
-		for i := range dst {
-			dst[i] = f8ToFloat32(src[i], 4, 7, true)
-		}
+		lookUp(dst, src, &e4m3)
 	case F8E5M2:
-		for i := range dst {
-			dst[i] = f8ToFloat32(src[i], 5, 15, false)
-		}
+		lookUp(dst, src, &e5m2)
 	case F8E8M0:
-		for i := range dst {
-			if src[i] == 255 {
-				dst[i] = float32(math.NaN())
-			} else {
-				dst[i] = float32(math.Ldexp(1, int(src[i])-127))
-			}
-		}
+		lookUp(dst, src, &e8m0)
 	case I64:
-		for i := range dst {
-			dst[i] = float32(int64(le.Uint64(src[8*i:])))
-		}
+		each(dst, src, 8, func(b []byte) float32 { return float32(int64(le.Uint64(b))) })
 	case I32:
-		for i := range dst {
-			dst[i] = float32(int32(le.Uint32(src[4*i:])))
-		}
+		each(dst, src, 4, func(b []byte) float32 { return float32(int32(le.Uint32(b))) })
 	case I16:
-		for i := range dst {
-			dst[i] = float32(int16(le.Uint16(src[2*i:])))
-		}
+		each(dst, src, 2, func(b []byte) float32 { return float32(int16(le.Uint16(b))) })
 	case I8:
-		for i := range dst {
-			dst[i] = float32(int8(src[i]))
-		}
+		each(dst, src, 1, func(b []byte) float32 { return float32(int8(b[0])) })
 	case U64:
-		for i := range dst {
-			dst[i] = float32(le.Uint64(src[8*i:]))
-		}
+		each(dst, src, 8, func(b []byte) float32 { return float32(le.Uint64(b)) })
 	case U32:
-		for i := range dst {
-			dst[i] = float32(le.Uint32(src[4*i:]))
-		}
+		each(dst, src, 4, func(b []byte) float32 { return float32(le.Uint32(b)) })
 	case U16:
-		for i := range dst {
-			dst[i] = float32(le.Uint16(src[2*i:]))
-		}
+		each(dst, src, 2, func(b []byte) float32 { return float32(le.Uint16(b)) })
 	case U8, Bool:
-		for i := range dst {
-			dst[i] = float32(src[i])
-		}
+		each(dst, src, 1, func(b []byte) float32 { return float32(b[0]) })
 	default:
 		return fmt.Errorf("dtype: %s has no float32 value", d)
 	}
 	return nil
+}
+
+// each converts elements of the given size one by one. It is small enough to be
+// inlined, and load with it.
+func each(dst []float32, src []byte, size int, load func(b []byte) float32) {
+	for i := range dst {
+		dst[i] = load(src[i*size:][:size])
+	}
+}
+
+// lookUp converts elements of one byte.
+func lookUp(dst []float32, src []byte, values *[256]float32) {
+	for i, b := range src[:len(dst)] {
+		dst[i] = values[b]
+	}
 }
 
 // FromFloat32 writes src as type d to dst, rounding half to even. F64, F32,
@@ -165,24 +149,18 @@ func (d DType) FromFloat32(dst []byte, src []float32) error {
 	if len(dst) < len(src)*d.Size() {
 		return fmt.Errorf("dtype: %d bytes cannot hold %d elements of %s", len(dst), len(src), d)
 	}
-	le := binary.LittleEndian
 	switch d {
 	case F64:
-		for i, v := range src {
-			le.PutUint64(dst[8*i:], math.Float64bits(float64(v)))
+		for _, v := range src {
+			le.PutUint64(dst, math.Float64bits(float64(v)))
+			dst = dst[8:]
 		}
 	case F32:
-		for i, v := range src {
-			le.PutUint32(dst[4*i:], math.Float32bits(v))
-		}
+		vec.ToF32(dst, src)
 	case F16:
-		for i, v := range src {
-			le.PutUint16(dst[2*i:], float16.Fromfloat32(v).Bits())
-		}
+		vec.ToF16(dst, src)
 	case BF16:
-		for i, v := range src {
-			le.PutUint16(dst[2*i:], bfloat16(v))
-		}
+		vec.ToBF16(dst, src)
 	default:
 		return fmt.Errorf("dtype: cannot write float32 values as %s", d)
 	}
@@ -195,19 +173,31 @@ func (d DType) Round(v float32) float32 {
 	case F16:
 		return float16.Fromfloat32(v).Float32()
 	case BF16:
-		return math.Float32frombits(uint32(bfloat16(v)) << 16)
+		var b [2]byte
+		vec.ToBF16(b[:], []float32{v})
+		return math.Float32frombits(uint32(le.Uint16(b[:])) << 16)
 	default:
 		return v
 	}
 }
 
-func bfloat16(v float32) uint16 {
-	b := math.Float32bits(v)
-	if v != v {
-		return uint16(b>>16) | 0x40 // keep a NaN a NaN when its low bits go
+// The values of the 8-bit types' codes.
+var (
+	e4m3 = codes(func(b byte) float32 { return f8ToFloat32(b, 4, 7, true) })
+	e5m2 = codes(func(b byte) float32 { return f8ToFloat32(b, 5, 15, false) })
+	e8m0 = codes(func(b byte) float32 {
+		if b == 255 {
+			return float32(math.NaN())
+		}
+		return float32(math.Ldexp(1, int(b)-127))
+	})
+)
+
+func codes(value func(b byte) float32) (values [256]float32) {
+	for b := range values {
+		values[b] = value(byte(b))
 	}
-	b += 0x7fff + b>>16&1
-	return uint16(b >> 16)
+	return values
 }
 
 // f8ToFloat32 decodes an 8-bit float with expBits exponent bits and the given

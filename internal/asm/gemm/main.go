@@ -81,6 +81,7 @@ func main() {
 		decls.WriteString(f.decls.String())
 		table(&decls, a)
 	}
+	write(filepath.Join("..", "bench", "blas", "peak", "fma_amd64.s"), []byte(peakLoops()))
 	src := "// Written by internal/asm/gemm. DO NOT EDIT.\n\n//go:build !purego\n\npackage blas\n\nimport \"unsafe\"\n" + decls.String()
 	out, err := format.Source([]byte(src))
 	if err != nil {
@@ -93,4 +94,28 @@ func write(path string, data []byte) {
 	if err := os.WriteFile(path, data, 0o644); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// peakLoops returns loops of independent multiply-adds, which the benchmark
+// takes for the processor's limit.
+func peakLoops() string {
+	f := &file{}
+	fmt.Fprintf(f, "// Written by internal/asm/gemm. DO NOT EDIT.\n\n#include \"textflag.h\"\n")
+	for _, a := range []isa{f32x256, f32x512} {
+		n := a.regs * 3 / 4
+		f.text("fma"+strings.TrimPrefix(a.name, "f32x"), "n int", 8, "")
+		f.p("MOVQ n+0(FP), CX")
+		for i := range n + 1 {
+			f.p("VXORPS %[1]s, %[1]s, %[1]s", a.v(i))
+		}
+		f.label("loop")
+		for i := range n {
+			f.p("VFMADD231PS %[1]s, %[1]s, %[2]s", a.v(n), a.v(i))
+		}
+		f.p("DECQ CX")
+		f.p("JNZ  loop")
+		f.p("VZEROUPPER")
+		f.p("RET")
+	}
+	return f.String()
 }

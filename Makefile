@@ -10,7 +10,7 @@ DATA      ?= ../shared/data
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-all race lint fmt demo cross fuzz-short bench bench-resnet clean
+.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-resnet clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ lint: bin/golangci-lint ## linters, and the order of the folders; .golangci.yml
 
 fmt: bin/gofumpt ## formats every Go file
 	bin/gofumpt -w .
+
+asm: ## writes the assembly again, from the programs in internal/asm
+	cd internal/asm && go run ./gemm && go run ./vec
+
+asm-current: asm ## fails when committed assembly is not what the programs write
+	git diff --exit-code --stat -- internal/blas internal/vec
 
 demo: build ## compresses a model of testmodels to 3 bits and says where the report is
 	rm -rf build/demo

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -136,7 +137,7 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 				return err
 			}
 			at, to := r*n, (r+1)*n
-			cost := vec.Ddot(n, rowOf64(d, r), 1, rowOf64(hd, r), 1)
+			cost := vec.Dot64(rowOf64(d, r), rowOf64(hd, r))
 			cost += t.search(ctx, c.down[at:to], c.up[at:to], ups[at:to], rowOf64(hd, r))
 			if i > 0 && cost >= least[r] {
 				continue

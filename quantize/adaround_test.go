@@ -10,6 +10,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
 )
@@ -254,7 +255,7 @@ func TestSearchIsLocallyOptimal(t *testing.T) {
 		d[i] = c.down[i] - w.Data[i]
 	}
 	for i := range hd {
-		hd[i] = vec.Ddot(n, d, 1, rowOf64(h, i), 1)
+		hd[i] = vec.Dot64(d, rowOf64(h, i))
 	}
 	before := unitCost(h, w.Data, c.floors)
 	change := newTabu(h).search(context.Background(), c.down, c.up, ups, hd)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -153,6 +154,6 @@ func (q *recursion) runRow(w, errs []float64, row, start, end int, codes []int8,
 		u := q.upper.Data[i*q.upper.Stride:]
 		e := (w[i] - float64(s.value(code))) / u[i]
 		errs[i-start] = e
-		vec.Daxpy(end-i-1, -e, u[i+1:], 1, w[i+1:], 1)
+		vec.Axpy64(-e, u[i+1:end], w[i+1:end])
 	}
 }

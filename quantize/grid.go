@@ -9,6 +9,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -41,6 +42,7 @@ const (
 	rangeCandidates = 80
 	rangeStep       = 0.01
 	rangePower      = 2.4
+	errorChunk      = 256 // weights between looks at whether a candidate can still win
 )
 
 // newGrid returns the grid of the given granularity for a weight or target,
@@ -159,13 +161,10 @@ func (f ranger) candidates(lo, hi float64) []step {
 func (f ranger) error(w []float64, s step, bound float64) float64 {
 	lo, hi := layer.CodeRange(f.bits)
 	sum := 0.0
-	for _, v := range w {
-		if d := math.Abs(v - float64(s.value(s.code(v, lo, hi)))); d > 0 {
-			sum += math.Exp(rangePower * math.Log(d))
-		}
-		if sum >= bound {
-			break
-		}
+	for len(w) > 0 && sum < bound {
+		n := min(len(w), errorChunk)
+		sum += vec.RangeError(w[:n], s.scale, s.zero, lo, hi, rangePower)
+		w = w[n:]
 	}
 	return sum
 }

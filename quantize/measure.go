@@ -3,14 +3,11 @@ package quantize
 import (
 	"context"
 
-	"gonum.org/v1/gonum/blas/gonum"
-
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
-
-var vec gonum.Implementation
 
 // measureRows is the number of rows whose errors one task measures.
 const measureRows = 64
@@ -94,9 +91,9 @@ func (s *solver) trueErrors(ctx context.Context, candidates [][]float32) ([]floa
 			}
 			sum := 0.0
 			for r := range rows {
-				e := vec.Ddot(n, rowOf64(d, r), 1, rowOf64(hd, r), 1)
+				e := vec.Dot64(rowOf64(d, r), rowOf64(hd, r))
 				if m.G != nil {
-					e += energy[b.from+r] - 2*vec.Ddot(n, rowOf64(d, r), 1, rowOf64(gw, r), 1)
+					e += energy[b.from+r] - 2*vec.Dot64(rowOf64(d, r), rowOf64(gw, r))
 				}
 				sum += max(e, 0) // below 0 by rounding only
 			}

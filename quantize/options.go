@@ -10,7 +10,7 @@ import (
 
 // Version grows whenever a solver's output changes for some input. It is part
 // of the keys under which solutions are cached.
-const Version = 1
+const Version = 2
 
 // Method says how codes are found.
 type Method string

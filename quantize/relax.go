@@ -8,6 +8,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/internal/vec"
 )
 
 // The rectified sigmoid h = clip(σ(V)(ζ−γ)+γ, 0, 1) (AdaRound, eq. 23).
@@ -117,13 +118,13 @@ func (c *choices) rowStep(r int) float64 {
 // relax brings what depends on V up to date and returns how many weights are
 // undecided.
 func (x *relaxation) relax() (undecided int) {
+	vec.Sigmoid(x.sigmoid, x.v)
 	for k, free := range x.free {
 		if !free {
 			continue
 		}
-		sigmoid := float32(1 / (1 + math.Exp(-float64(x.v[k]))))
-		h := min(max(sigmoid*(zeta-gamma)+gamma, 0), 1)
-		x.sigmoid[k], x.hv[k] = sigmoid, h
+		h := min(max(x.sigmoid[k]*(zeta-gamma)+gamma, 0), 1)
+		x.hv[k] = h
 		x.moved.Data[k] = x.width[k] * (h - x.start[k])
 		if h > undecidedMargin && h < 1-undecidedMargin {
 			undecided++

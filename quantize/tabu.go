@@ -5,6 +5,8 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/blas/blas64"
+
+	"github.com/fettle-dev/fettle/internal/vec"
 )
 
 // tabu searches a row's up/down choices by single flips: a tabu search with one
@@ -77,7 +79,7 @@ func (t *tabu) search(ctx context.Context, down, up []float64, ups []bool, hd []
 		t.delta[best] = -delta
 		t.now[best] = !t.now[best]
 		t.frozen[best] = move + tenure(n, move)
-		vec.Daxpy(n, delta, rowOf64(t.h, best), 1, hd, 1)
+		vec.Axpy64(delta, rowOf64(t.h, best), hd)
 		if cost < least-max(floor, tie*t.own[best]) {
 			least, last = cost, move
 			copy(ups, t.now)

@@ -19,6 +19,9 @@ type Options struct {
 	// InputShape is one sample's shape, such as that of the data set to come;
 	// nil means the architecture's usual one.
 	InputShape []int
+	// Config is a Hugging Face folder's config.json, nil where there is none.
+	// Its model_type names the builder of a language model.
+	Config []byte
 }
 
 // A builder makes the graph of one architecture.
@@ -28,6 +31,8 @@ type builder struct {
 	// nil when they cannot tell, and it must be asked for.
 	matches func(tensors []loader.Tensor) bool
 	build   func(tensors []loader.Tensor, o Options) (*Graph, error)
+	// config says that the builder needs Options.Config.
+	config bool
 	// help returns advice for tensors that may be of this architecture though
 	// it did not match; "" for none. nil means the same.
 	help func(tensors []loader.Tensor) string
@@ -37,6 +42,10 @@ func builders() []builder {
 	return []builder{
 		{name: cifarResNet, matches: isCIFARResNet, build: buildCIFARResNet},
 		{name: mlp, build: buildMLP, help: helpMLP},
+		{name: llama, config: true, build: buildLlama, help: helpDecoder},
+		{name: mistral, config: true, build: buildMistral},
+		{name: qwen2, config: true, build: buildQwen2},
+		{name: gpt2, config: true, build: buildGPT2},
 	}
 }
 
@@ -83,7 +92,7 @@ func (e *TensorError) Error() string {
 // OptionError says that an option does not fit the architecture.
 type OptionError struct {
 	Architecture string
-	Option       string // architecture, activation or input shape
+	Option       string // architecture, activation, input shape or config
 	Problem      string
 }
 
@@ -93,12 +102,20 @@ func (e *OptionError) Error() string {
 
 // Build makes the graph of a checkpoint's tensors, which it does not read. It
 // fails with *UnsupportedError when no builder takes them, and with
-// *TensorError or *OptionError when the architecture is known and they do not
-// fit it. The graph passes Check.
+// *TensorError, *OptionError or *ConfigError when the architecture is known and
+// they do not fit it. The graph passes Check.
 func Build(tensors []loader.Tensor, o Options) (*Graph, error) {
+	if err := o.chooseByConfig(); err != nil {
+		return nil, err
+	}
 	for _, b := range builders() {
 		if o.Architecture != b.name && (o.Architecture != "" || b.matches == nil || !b.matches(tensors)) {
 			continue
+		}
+		if b.config {
+			if err := o.checkConfigured(b.name); err != nil {
+				return nil, err
+			}
 		}
 		g, err := b.build(tensors, o)
 		if err != nil {
@@ -205,13 +222,14 @@ func describeShape(want []int) string {
 
 // graphBuilder appends operations. Like tensorSet it keeps the first problem.
 type graphBuilder struct {
-	g   *Graph
-	err error
+	g     *Graph
+	block int // given to operations, −1 outside transformer blocks
+	err   error
 }
 
 // newGraphBuilder starts a graph whose input is value 0.
 func newGraphBuilder(architecture string, input []int) *graphBuilder {
-	return &graphBuilder{g: &Graph{Architecture: architecture, Values: []Value{{Name: "input", Shape: slices.Clone(input)}}}}
+	return &graphBuilder{block: -1, g: &Graph{Architecture: architecture, Values: []Value{{Name: "input", Shape: slices.Clone(input)}}}}
 }
 
 // add appends an operation and returns the value that it writes, which bears
@@ -228,7 +246,7 @@ func (b *graphBuilder) add(op Op) int {
 		}
 		shape = in[0]
 	}
-	op.Output = len(b.g.Values)
+	op.Output, op.Block = len(b.g.Values), b.block
 	b.g.Values = append(b.g.Values, Value{Name: op.Name, Shape: slices.Clone(shape)})
 	b.g.Ops = append(b.g.Ops, op)
 	return op.Output

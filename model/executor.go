@@ -15,9 +15,16 @@ import (
 
 // Tensor is a batch of activations: Shape is the number of samples followed by
 // one sample's shape, Data is row-major.
+//
+// A language model's samples are tokens, those of one sequence after those of
+// another: Lengths has the number of each sequence's, in order, and goes along
+// from value to value. Tokens are the ids, in the graph's input only, which has
+// no Data. NewTokens makes one.
 type Tensor struct {
-	Shape []int
-	Data  []float32
+	Shape   []int
+	Data    []float32
+	Tokens  []uint32
+	Lengths []int
 }
 
 // Weights returns the row-major values of a tensor. The executor asks once for
@@ -42,12 +49,13 @@ func Stored(c *loader.Checkpoint) Weights {
 //
 // A sample's result is computed by one worker in an order that depends on the
 // graph alone: it has the same bytes in any batch and for any number of
-// workers.
+// workers. So has a token's, which depends on its own sequence alone.
 type Executor struct {
 	graph   *Graph
 	invalid error // what Check said
 	pool    *pool.Pool
 	weights Weights
+	rows    Rows // nil: tables are read whole
 	lastUse []int
 	scratch sync.Pool // of *[]float32: blocks of patches, one for each busy worker
 }
@@ -81,7 +89,7 @@ func (e *Executor) Step(ctx context.Context, op int, in []*Tensor) (*Tensor, err
 		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
 	}
 	shape := e.graph.Values[o.Output].Shape
-	y := &Tensor{Shape: append([]int{n}, shape...), Data: make([]float32, n*size(shape))}
+	y := &Tensor{Shape: append([]int{n}, shape...), Data: make([]float32, n*size(shape)), Lengths: in[0].Lengths}
 	if n == 0 {
 		return y, ctx.Err()
 	}
@@ -102,8 +110,15 @@ func (e *Executor) samples(o *Op, in []*Tensor) (int, error) {
 		if t == nil || len(t.Shape) == 0 || !slices.Equal(t.Shape[1:], v.Shape) {
 			return 0, fmt.Errorf("value %s is given as %s, want samples × %v", v.Name, t.describe(), v.Shape)
 		}
-		if t.Shape[0] < 0 || len(t.Data)/size(v.Shape) != t.Shape[0] || len(t.Data)%size(v.Shape) != 0 {
-			return 0, fmt.Errorf("value %s has %d numbers for shape %v", v.Name, len(t.Data), t.Shape)
+		numbers := len(t.Data)
+		if o.Kind == Embed {
+			numbers = len(t.Tokens)
+		}
+		if t.Shape[0] < 0 || numbers/size(v.Shape) != t.Shape[0] || numbers%size(v.Shape) != 0 {
+			return 0, fmt.Errorf("value %s has %d numbers for shape %v", v.Name, numbers, t.Shape)
+		}
+		if err := t.checkLengths(in[0]); err != nil {
+			return 0, fmt.Errorf("value %s: %w", v.Name, err)
 		}
 		if i > 0 && t.Shape[0] != n {
 			return 0, fmt.Errorf("inputs of %d and %d samples", n, t.Shape[0])
@@ -126,10 +141,20 @@ func (e *Executor) Forward(ctx context.Context, x *Tensor) (*Tensor, error) {
 	if e.invalid != nil {
 		return nil, e.invalid
 	}
+	values, err := e.forward(ctx, x, len(e.graph.Ops))
+	if err != nil {
+		return nil, err
+	}
+	return values[e.graph.Output], nil
+}
+
+// forward runs the first ops operations and returns the values that later ones
+// read.
+func (e *Executor) forward(ctx context.Context, x *Tensor, ops int) ([]*Tensor, error) {
 	values := make([]*Tensor, len(e.graph.Values))
 	values[e.graph.Input] = x
 	var in []*Tensor
-	for i := range e.graph.Ops {
+	for i := range ops {
 		o := &e.graph.Ops[i]
 		in = in[:0]
 		for _, v := range o.Inputs {
@@ -146,7 +171,7 @@ func (e *Executor) Forward(ctx context.Context, x *Tensor) (*Tensor, error) {
 			}
 		}
 	}
-	return values[e.graph.Output], nil
+	return values, nil
 }
 
 // Logits computes the graph's output for n samples, batch by batch. load
@@ -270,8 +295,8 @@ func (e *Executor) linear(ctx context.Context, o *Op, x, y *Tensor) error {
 	for r := range rows {
 		copy(y.Data[r*o.Outputs:], bias)
 	}
-	return blas.Gemm(ctx, e.pool, blas.NoTrans, blas.Trans, 1,
-		blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data},
-		blas32.General{Rows: o.Outputs, Cols: inputs, Stride: inputs, Data: w}, 1,
+	weight, transpose := o.weightMatrix(w, inputs)
+	return blas.Gemm(ctx, e.pool, blas.NoTrans, transpose, 1,
+		blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data}, weight, 1,
 		blas32.General{Rows: rows, Cols: o.Outputs, Stride: o.Outputs, Data: y.Data})
 }

@@ -14,7 +14,8 @@ import (
 )
 
 // Value is an activation of the graph: what one operation writes and others
-// read. Shape is one sample's, without the batch.
+// read. Shape is one sample's, without the batch. A language model's sample is
+// a token: its value is the vector of one token, and the input's is [1], an id.
 type Value struct {
 	Name  string `json:"name"`
 	Shape []int  `json:"shape"`
@@ -36,6 +37,16 @@ const (
 	SubsamplePad  OpKind = "subsample_pad" // every Stride-th row and column, PadChannels zero channels on each side
 	GlobalAvgPool OpKind = "globalavgpool" // mean of each channel
 	Flatten       OpKind = "flatten"       // the same numbers as one axis
+
+	// Those of language models, each on one token, but for attention, which
+	// also reads the tokens before it.
+	Embed     OpKind = "embedding" // the table's row of the token's id, plus that of its position
+	RMSNorm   OpKind = "rmsnorm"   // x/√(mean(x²) + eps)·weight
+	LayerNorm OpKind = "layernorm" // (x − mean)/√(var + eps)·weight + bias
+	Attend    OpKind = "attention" // Σ softmax(scale·q·kᵀ)·v for each head
+	SiLUMul   OpKind = "silu_mul"  // a/(1 + e⁻ᵃ)·b
+	GELU      OpKind = "gelu"      // x·Φ(x), Φ being the normal distribution
+	GELUTanh  OpKind = "gelu_tanh" // x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
 )
 
 // Op is one operation of a graph. Inputs and Output are indices into
@@ -47,16 +58,27 @@ type Op struct {
 	Output int    `json:"output"`
 
 	// Weight and Bias name the tensors of a Conv2D or Linear; Bias "" means
-	// none. A weight is Outputs × inputs of a group (× kernel height × width).
-	Weight  string `json:"weight,omitempty"`
-	Bias    string `json:"bias,omitempty"`
-	Outputs int    `json:"outputs,omitempty"` // output channels or features
+	// none. A weight is Outputs × inputs of a group (× kernel height × width);
+	// Transposed says that a Linear's is stored as inputs × Outputs.
+	Weight     string `json:"weight,omitempty"`
+	Bias       string `json:"bias,omitempty"`
+	Outputs    int    `json:"outputs,omitempty"` // output channels or features
+	Transposed bool   `json:"transposed,omitempty"`
+
+	// Block is the transformer block that the operation is part of, −1 where
+	// it is part of none. Layers of the same Fusion, unless that is "", read
+	// the same value, and runtimes join them into one: their formats must agree.
+	Block  int    `json:"block"`
+	Fusion string `json:"fusion,omitempty"`
 
 	Conv        *blas.Patches `json:"conv,omitempty"`         // Conv2D: how it reads its input
 	BatchNorm   *BatchNorm    `json:"batchnorm,omitempty"`    // BatchNorm2D
 	Slope       float32       `json:"slope,omitempty"`        // LeakyReLU
 	Stride      int           `json:"stride,omitempty"`       // SubsamplePad
 	PadChannels int           `json:"pad_channels,omitempty"` // SubsamplePad
+	Embedding   *Embedding    `json:"embedding,omitempty"`    // Embed
+	Norm        *Norm         `json:"norm,omitempty"`         // RMSNorm, LayerNorm
+	Attention   *Attention    `json:"attention,omitempty"`    // Attend
 }
 
 // BatchNorm names the tensors of a batch normalization in inference, one
@@ -91,6 +113,18 @@ func (o *Op) tensors() []string {
 	if b := o.BatchNorm; b != nil {
 		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
 	}
+	if t := o.Embedding; t != nil {
+		names = append(names, t.Table)
+		if t.Positions != "" {
+			names = append(names, t.Positions)
+		}
+	}
+	if n := o.Norm; n != nil {
+		names = append(names, n.Weight)
+		if n.Bias != "" {
+			names = append(names, n.Bias)
+		}
+	}
 	return names
 }
 
@@ -123,6 +157,13 @@ type Graph struct {
 	Input        int       `json:"input"`  // the value that samples are given as
 	Output       int       `json:"output"` // the logits
 	Normalize    Normalize `json:"normalize"`
+
+	// Context is the longest sequence that a language model was made for, in
+	// tokens; 0 for other models.
+	Context int `json:"context,omitempty"`
+	// Copies lists tensors that the checkpoint stores a second time for a tied
+	// head, and that no operation reads. CheckCopies compares them.
+	Copies []Copy `json:"copies,omitempty"`
 }
 
 // Check reports the first thing that makes the graph ill-formed: an index out
@@ -218,13 +259,31 @@ func (g *Graph) LastUse() []int {
 }
 
 // Tensors returns the names of all tensors that the graph reads, in the order
-// of the operations.
+// of the operations, each once.
 func (g *Graph) Tensors() []string {
 	var names []string
+	seen := make(map[string]bool)
 	for i := range g.Ops {
-		names = append(names, g.Ops[i].tensors()...)
+		for _, name := range g.Ops[i].tensors() {
+			if !seen[name] {
+				names = append(names, name)
+			}
+			seen[name] = true
+		}
 	}
 	return names
+}
+
+// Tied reports whether the weight of layer i is read by another operation too,
+// as a head's is that shares the embedding's table. To change it is to change
+// both.
+func (g *Graph) Tied(i int) bool {
+	for j := range g.Ops {
+		if j != i && slices.Contains(g.Ops[j].tensors(), g.Ops[i].Weight) {
+			return true
+		}
+	}
+	return false
 }
 
 // Hash returns the hex SHA-256 of the graph's JSON, whose fields have a fixed
@@ -277,6 +336,14 @@ func (o *Op) detail() string {
 		return fmt.Sprintf("stride %d, %d zero channels on each side", o.Stride, o.PadChannels)
 	case o.BatchNorm != nil:
 		return fmt.Sprintf("eps %v", o.BatchNorm.Eps)
+	case o.Norm != nil:
+		return fmt.Sprintf("eps %v", o.Norm.Eps)
+	case o.Embedding != nil:
+		return o.Embedding.String()
+	case o.Attention != nil:
+		return o.Attention.String()
+	case o.Transposed:
+		return "stored as inputs × outputs"
 	}
 	return ""
 }

@@ -2,8 +2,9 @@ package model
 
 import (
 	"context"
-	"fmt"
 	"math"
+
+	"github.com/fettle-dev/fettle/internal/vec"
 )
 
 // compute fills y, whose numbers are zero, with operation o of in.
@@ -32,13 +33,7 @@ func (e *Executor) compute(ctx context.Context, o *Op, in []*Tensor, y *Tensor) 
 	case Tanh:
 		return e.each(ctx, in[0], y, func(v float32) float32 { return float32(math.Tanh(float64(v))) })
 	case Add:
-		return e.perSample(ctx, in, y, func(in [][]float32, out []float32) error {
-			a, b := in[0], in[1]
-			for i := range out {
-				out[i] = a[i] + b[i]
-			}
-			return nil
-		})
+		return e.flat(ctx, y, func(from, to int) { vec.Add(y.Data[from:to], in[0].Data[from:], in[1].Data[from:]) })
 	case SubsamplePad:
 		return e.subsamplePad(ctx, o, in[0], y)
 	case GlobalAvgPool:
@@ -47,7 +42,7 @@ func (e *Executor) compute(ctx context.Context, o *Op, in []*Tensor, y *Tensor) 
 		copy(y.Data, in[0].Data)
 		return ctx.Err()
 	}
-	return fmt.Errorf("unknown kind of operation %q", o.Kind)
+	return e.computeTokens(ctx, o, in, y)
 }
 
 // relu has a loop of its own, without a call for each number, since it runs as

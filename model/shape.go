@@ -12,14 +12,20 @@ import (
 // operation takes: builders derive values from it, Check compares with it.
 func (o *Op) outputShape(in [][]int) ([]int, error) {
 	want := 1
-	if o.Kind == Add {
+	switch {
+	case o.Kind == Add || o.Kind == SiLUMul:
 		want = 2
+	case o.Kind == Attend && len(in) != 1: // one value may hold all three
+		want = 3
 	}
 	if len(in) != want {
 		return nil, fmt.Errorf("%s reads %d values, want %d", o.Kind, len(in), want)
 	}
 	if layer := o.Kind == Conv2D || o.Kind == Linear; layer != (o.Weight != "") || layer != (o.Outputs > 0) {
 		return nil, fmt.Errorf("%s with weight %q and %d outputs", o.Kind, o.Weight, o.Outputs)
+	}
+	if o.Transposed && o.Kind != Linear {
+		return nil, fmt.Errorf("%s with a transposed weight", o.Kind)
 	}
 	x := in[0]
 	switch o.Kind {
@@ -39,11 +45,11 @@ func (o *Op) outputShape(in [][]int) ([]int, error) {
 			return nil, fmt.Errorf("leaky_relu with slope %v", o.Slope)
 		}
 		return x, nil
-	case ReLU, Sigmoid, Tanh:
+	case ReLU, Sigmoid, Tanh, GELU, GELUTanh:
 		return x, nil
-	case Add:
+	case Add, SiLUMul:
 		if !slices.Equal(x, in[1]) {
-			return nil, fmt.Errorf("add of shapes %v and %v", x, in[1])
+			return nil, fmt.Errorf("%s of shapes %v and %v", o.Kind, x, in[1])
 		}
 		return x, nil
 	case SubsamplePad:
@@ -58,6 +64,12 @@ func (o *Op) outputShape(in [][]int) ([]int, error) {
 		return x[:1], wantImage(x)
 	case Flatten:
 		return []int{size(x)}, nil
+	case Embed:
+		return o.Embedding.outputShape(x)
+	case RMSNorm, LayerNorm:
+		return x, o.Norm.check(o.Kind, x)
+	case Attend:
+		return o.Attention.outputShape(in)
 	}
 	return nil, fmt.Errorf("unknown kind of operation %q", o.Kind)
 }

@@ -52,7 +52,9 @@ type kernels struct {
 	tiles     [][]func(*tile)
 	direct    []func(*tile)
 	copyPanel func(dst, src unsafe.Pointer, ld, k, words, vectors int)
-	transpose func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+	// copyPanels is nil where panels are copied one by one.
+	copyPanels func(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
+	transpose  func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
 }
 
 // wideTile returns the widest kernel for so many rows that is at most so many

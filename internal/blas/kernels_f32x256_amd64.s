@@ -1139,6 +1139,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT0 1024(DI)
+	PREFETCHT0 384(SI)
 	VMOVUPS 0(DI), Y10
 	VMOVUPS 32(DI), Y11
 	VBROADCASTSS 0(SI), Y12
@@ -1445,6 +1447,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT0 1024(DI)
+	PREFETCHT0 384(SI)
 	VMOVUPS 0(DI), Y12
 	VMOVUPS 32(DI), Y13
 	VBROADCASTSS 0(SI), Y14
@@ -1855,6 +1859,9 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT0 1024(DI)
+	PREFETCHT0 1088(DI)
+	PREFETCHT0 384(SI)
 	VMOVUPS 0(DI), Y9
 	VMOVUPS 32(DI), Y10
 	VMOVUPS 64(DI), Y11
@@ -2099,6 +2106,61 @@ two:
 	VMOVUPS Y1, 32(DI)
 	ADDQ R8, SI
 	ADDQ R8, R11
+	ADDQ $64, DI
+	DECQ CX
+	JNZ  two
+done:
+	VZEROUPPER
+	RET
+
+// func copyPanelsx256(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
+TEXT ·copyPanelsx256(SB), NOSPLIT, $0-64
+	MOVQ dst+0(FP), DI
+	MOVQ ldp+8(FP), R8
+	MOVQ src+16(FP), SI
+	MOVQ ld+24(FP), R9
+	MOVQ k+32(FP), CX
+	MOVQ at+40(FP), R10
+	MOVQ panels+48(FP), R11
+	LEAQ (SI)(R9*4), R13
+	TESTQ CX, CX
+	JZ   done
+	CMPQ vectors+56(FP), $2
+	JEQ  two
+row1:
+	MOVQ DI, DX
+	XORQ BX, BX
+panel1:
+	MOVLQSX (R10)(BX*4), R12
+	PREFETCHT0 (R13)(R12*1)
+	VMOVUPS 0(SI)(R12*1), Y0
+	VMOVUPS Y0, 0(DX)
+	ADDQ R8, DX
+	INCQ BX
+	CMPQ BX, R11
+	JLT  panel1
+	ADDQ R9, SI
+	ADDQ R9, R13
+	ADDQ $32, DI
+	DECQ CX
+	JNZ  row1
+	JMP  done
+two:
+	MOVQ DI, DX
+	XORQ BX, BX
+panel2:
+	MOVLQSX (R10)(BX*4), R12
+	PREFETCHT0 (R13)(R12*1)
+	VMOVUPS 0(SI)(R12*1), Y0
+	VMOVUPS 32(SI)(R12*1), Y1
+	VMOVUPS Y0, 0(DX)
+	VMOVUPS Y1, 32(DX)
+	ADDQ R8, DX
+	INCQ BX
+	CMPQ BX, R11
+	JLT  panel2
+	ADDQ R9, SI
+	ADDQ R9, R13
 	ADDQ $64, DI
 	DECQ CX
 	JNZ  two

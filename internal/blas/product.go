@@ -61,14 +61,16 @@ type worker[T number] struct {
 	slab []T
 	edge [2][]T // a tile that does not fit its output, and what is added to it
 	rows [16]unsafe.Pointer
+	at   [panelGroup]int32
 }
 
 const (
-	maxTile     = 16 * 256      // elements of an edge buffer
-	slabSize    = 16 * 16 * kc  // elements of a slab
-	slabAim     = slabSize / 2  // what a slab has when there is enough work
-	sharedSize  = 1 << 21       // elements of the shared part
-	smallChains = 1 << 18       // products that are not worth a second worker
+	maxTile     = 16 * 256     // elements of an edge buffer
+	slabSize    = 16 * 16 * kc // elements of a slab
+	slabAim     = slabSize / 2 // what a slab has when there is enough work
+	sharedSize  = 1 << 21      // elements of the shared part
+	panelGroup  = 8            // panels that are packed together
+	smallChains = 1 << 18      // products that are not worth a second worker
 )
 
 var (
@@ -184,7 +186,7 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 		for p.block0 = 0; p.block0 < blocks; p.block0 += perTurn {
 			p.block1 = min(p.block0+perTurn, blocks)
 			if side.packed == nil {
-				if err := each(ctx, (p.chunk1-p.chunk0)*(p.block1-p.block0), p.packTask); err != nil {
+				if err := each(ctx, ceil(p.chunk1-p.chunk0, panelGroup)*(p.block1-p.block0), p.packTask); err != nil {
 					return err
 				}
 			}
@@ -198,11 +200,11 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 
 func ceil(a, b int) int { return (a + b - 1) / b }
 
-// rowPanel returns the first row and the number of rows of a panel of A. Panels
-// differ by at most one row, so that none is left with few.
-func (p *product[T]) rowPanel(i int) (at, rows int) {
+// rowPanel returns the first row, the number of rows and the width in memory of
+// a panel of A. Panels differ by at most one row, so that none is left with few.
+func (p *product[T]) rowPanel(i int) (at, rows, width int) {
 	at = i * p.m / p.rowPanels
-	return at, (i+1)*p.m/p.rowPanels - at
+	return at, (i+1)*p.m/p.rowPanels - at, p.kr.step
 }
 
 // colPanel returns the first column, the number of columns and the width in
@@ -231,25 +233,71 @@ func (p *product[T]) sharedPanel(block, panel int) []T {
 func (p *product[T]) packShared(t int) error {
 	w := newWorker[T]()
 	defer w.release()
-	panels := p.chunk1 - p.chunk0
-	block, panel := p.block0+t/panels, p.chunk0+t%panels
-	p.pack(w, p.sharedPanel(block, panel), p.shareA, block, panel)
+	groups := ceil(p.chunk1-p.chunk0, panelGroup)
+	block, q := p.block0+t/groups, p.chunk0+t%groups*panelGroup
+	p.pack(w, p.sharedPanel(block, q), p.shareA, block, q, min(q+panelGroup, p.chunk1))
 	return nil
 }
 
-// pack writes one panel of A or B.
-func (p *product[T]) pack(w *worker[T], dst []T, ofA bool, block, panel int) {
+// pack writes panels q0 … q1−1 of A or B.
+func (p *product[T]) pack(w *worker[T], dst []T, ofA bool, block, q0, q1 int) {
+	k0, k := block*kc, p.blockLen(block)
+	side, width, panel := &p.b, p.kr.cols, p.colPanel
 	if ofA {
-		at, rows := p.rowPanel(panel)
-		packPanel(p.kr, w, dst, &p.a, at, rows, p.kr.step, block*kc, p.blockLen(block))
-		return
+		side, width, panel = &p.a, p.kr.step, p.rowPanel
 	}
-	at, cols, width := p.colPanel(panel)
-	if p.b.image != nil {
-		packPatches(w, any(dst).([]float32), p.b.image, at, cols, width, block*kc, p.blockLen(block))
-		return
+	for q0 < q1 && side.kMajor && p.kr.copyPanels != nil {
+		n := min(panelGroup, q1-q0)
+		done := p.packTogether(w, dst, side, width, k0, k, q0, n, panel)
+		if done == 0 {
+			break
+		}
+		q0 += done
+		dst = dst[done*width*k:]
 	}
-	packPanel(p.kr, w, dst, &p.b, at, cols, width, block*kc, p.blockLen(block))
+	for ; q0 < q1; q0++ {
+		at, n, width := panel(q0)
+		if side.image != nil {
+			packPatches(w, any(dst).([]float32), side.image, at, n, width, k0, k)
+		} else {
+			packPanel(p.kr, w, dst, side, at, n, width, k0, k)
+		}
+		dst = dst[min(len(dst), width*k):]
+	}
+}
+
+// packTogether packs panels row by row, as many of n as are of full width, and
+// returns how many.
+func (p *product[T]) packTogether(w *worker[T], dst []T, s *source[T], width, k0, k, q0, n int, panel func(int) (at, n, width int)) int {
+	size := int(unsafe.Sizeof(T(0)))
+	for ; n > 0; n-- {
+		if _, _, full := panel(q0 + n - 1); full == width {
+			break
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	first, _, _ := panel(q0)
+	last, _, _ := panel(q0 + n - 1)
+	for i := range n {
+		at, _, _ := panel(q0 + i)
+		w.at[i] = int32((at - first) * size)
+	}
+	// Whole vectors are read as far as they lie within the data.
+	rows := 0
+	if room := len(s.data) - k0*s.ld - last - width; room >= 0 {
+		rows = min(k, room/s.ld+1)
+		_ = dst[n*width*k-1]
+		p.kr.copyPanels(unsafe.Pointer(&dst[0]), width*k*size, unsafe.Pointer(&s.data[k0*s.ld+first]), s.ld*size, rows, &w.at[0], n, width/p.kr.lanes)
+	}
+	if rows < k {
+		for i := range n {
+			at, count, _ := panel(q0 + i)
+			packPanel(p.kr, w, dst[(i*k+rows)*width:], s, at, count, width, k0+rows, k-rows)
+		}
+	}
+	return n
 }
 
 // packPanel writes n rows of A (or columns of B), from row at on and for k
@@ -290,9 +338,7 @@ func (p *product[T]) multiplySlab(t int) error {
 		if packed != nil {
 			slab = packed[block*kc*panels*width+s0*width*k:]
 		} else {
-			for s := s0; s < s1; s++ {
-				p.pack(w, slab[(s-s0)*width*k:], !p.shareA, block, s)
-			}
+			p.pack(w, slab, !p.shareA, block, s0, s1)
 		}
 		p.multiplyBlock(w, slab, width, s0, s1, block)
 	}
@@ -318,7 +364,7 @@ func (p *product[T]) multiplyBlock(w *worker[T], slab []T, width, s0, s1, block 
 
 // multiplyTile computes tile (i, j) from packed panels.
 func (p *product[T]) multiplyTile(w *worker[T], a, b unsafe.Pointer, i, j, block int) {
-	i0, rows := p.rowPanel(i)
+	i0, rows, _ := p.rowPanel(i)
 	j0, cols, width := p.colPanel(j)
 	if p.upper && j0+cols <= i0 {
 		return

@@ -139,6 +139,14 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JZ   finish")
 	f.p("PCALIGN $32")
 	f.label("loop")
+	if rows*vectors > 8 && !table { // the next lines, for what streams from the second-level cache
+		for v := 0; v < vectors*a.bytes; v += 64 {
+			f.p("PREFETCHT0 %d(DI)", v+1024)
+		}
+		for v := 0; v < a.step*a.elem; v += 64 {
+			f.p("PREFETCHT0 %d(SI)", v+12*a.step*a.elem)
+		}
+	}
 	step(0)
 	f.p("ADDQ $%d, SI", a.step*a.elem)
 	f.p("DECQ CX")

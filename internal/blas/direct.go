@@ -29,16 +29,19 @@ func (p *product[T]) runDirect(ctx context.Context, each func(context.Context, i
 		p.pack(w, p.sharedPanel(block, 0), true, block, 0, p.rowPanels)
 	}
 	w.release()
-	_, rows, _ := p.rowPanel(0)
-	p.slabs = ceil(p.n, p.kr.widest(rows)*p.kr.lanes)
+	p.slabs = ceil(p.n, p.directWidth())
 	return each(ctx, p.slabs, p.directTask)
+}
+
+// directWidth returns the columns of the widest tile of the tallest panel.
+func (p *product[T]) directWidth() int {
+	return p.kr.widest(ceil(p.m, p.rowPanels)) * p.kr.lanes
 }
 
 func (p *product[T]) multiplyColumns(t int) error {
 	w := newWorker[T]()
 	defer w.release()
-	_, rows, _ := p.rowPanel(0)
-	wide := p.kr.widest(rows) * p.kr.lanes
+	wide := p.directWidth()
 	j0, j1 := t*wide, min(t*wide+wide, p.n)
 	if p.beta != 0 && (p.beta != 1 || p.bias != nil) {
 		p.scale(0, p.m, j0, j1)
@@ -56,23 +59,22 @@ func (p *product[T]) multiplyRun(w *worker[T], j0, n int) int {
 	t := &w.tile
 	t.alpha32, t.alpha64 = float32(p.alpha), float64(p.alpha)
 	lanes := p.kr.lanes
-	cols := n
+	_, v := p.kr.wideTile(ceil(p.m, p.rowPanels), max(1, n/lanes))
+	cols := min(n, v*lanes)
 	for block := range p.block1 {
 		k0 := block * p.kr.kc
 		t.k = p.blockLen(block)
 		for i := range p.rowPanels {
 			i0, rows, _ := p.rowPanel(i)
-			kernel, v := p.kr.wideTile(rows, max(1, n/lanes))
 			// A row shorter than a vector is packed after all.
 			if n < lanes {
 				packPanel(p.kr, w, w.slab, &p.b, j0, n, lanes, k0, t.k)
 				t.b, t.ldb = unsafe.Pointer(&w.slab[0]), lanes*size
 			} else {
-				cols = v * lanes
 				t.b, t.ldb = unsafe.Pointer(&p.b.data[k0*p.b.ld+j0]), p.b.ld*size
 			}
 			t.a, t.lda = unsafe.Pointer(&p.sharedPanel(block, i)[0]), p.kr.step*size
-			p.finishTile(w, kernel, i0, rows, j0, cols, v*lanes, block == 0)
+			p.finishTile(w, p.kr.tiles[rows][v], i0, rows, j0, cols, v*lanes, block == 0)
 		}
 	}
 	return cols

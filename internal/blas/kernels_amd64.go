@@ -201,6 +201,11 @@ func direct1x2f32x512(t *tile)
 //go:noescape
 func copyPanelx512(dst, src unsafe.Pointer, ld, k, words, vectors int)
 
+// copyPanelsx512 packs k rows of panels of one or two whole vectors, panel i read at src+at[i] and written at dst+i·ldp; all in bytes.
+//
+//go:noescape
+func copyPanelsx512(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
+
 // transposef32x512 writes element i of each of 16 rows side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
@@ -570,6 +575,11 @@ func direct1x2f32x256(t *tile)
 //
 //go:noescape
 func copyPanelx256(dst, src unsafe.Pointer, ld, k, words, vectors int)
+
+// copyPanelsx256 packs k rows of panels of one or two whole vectors, panel i read at src+at[i] and written at dst+i·ldp; all in bytes.
+//
+//go:noescape
+func copyPanelsx256(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
 
 // transposef32x256 writes element i of each of 8 rows side by side at dst+i·ldd, for i < k.
 //

@@ -75,8 +75,10 @@ func solve(ctx context.Context, side gonum.Side, t triangle, b blas64.General) e
 	}
 	k := half(n)
 	first, second, panel := t.split(k)
-	x, y := sub(b, 0, 0, k, b.Cols), sub(b, k, 0, n-k, b.Cols)
-	if side == gonum.Right {
+	var x, y blas64.General
+	if side == gonum.Left {
+		x, y = sub(b, 0, 0, k, b.Cols), sub(b, k, 0, n-k, b.Cols)
+	} else {
 		x, y = sub(b, 0, 0, b.Rows, k), sub(b, 0, k, b.Rows, n-k)
 	}
 	if t.lower() != (side == gonum.Left) {

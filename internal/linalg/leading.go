@@ -1,0 +1,183 @@
+package linalg
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"gonum.org/v1/gonum/blas/blas32"
+	"gonum.org/v1/gonum/blas/blas64"
+
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/pool"
+)
+
+// Operator computes dst = Γ·x for a symmetric positive semidefinite Γ of order
+// dim that need not exist as a matrix. Shapes: dst and x dim×b. It must not keep
+// either, and must give the same bytes for any number of workers.
+type Operator func(ctx context.Context, dst, x blas64.General) error
+
+// LeadingEigen returns approximations to the r leading eigenvectors of Γ, the
+// orthonormal columns of U (dim×r), and their eigenvalues in descending order.
+//
+// It is subspace iteration from a random start (Halko, Martinsson and Tropp
+// 2011, 4.4): Γ is applied iterations+1 times to r+oversample vectors, made
+// orthonormal in between; the last time gives the eigenvalues in that subspace
+// (Rayleigh–Ritz, so none is too large), and its products with the r leading
+// Ritz vectors, orthonormalized in order, are U. A component outside U is
+// damped by (λᵢ/λᵣ)^(iterations+1): where a spectrum is flat take oversample 32
+// or more and iterations 2 to 4. The energy left is tr(Γ) − tr(UᵀΓU). The start
+// is drawn from PCG(seed, 0), row by row.
+func LeadingEigen(ctx context.Context, p *pool.Pool, dim int, apply Operator, r, oversample, iterations int, seed uint64) (u blas64.General, values []float64, err error) {
+	if dim < 0 || r < 0 || r > dim || oversample < 0 || iterations < 1 {
+		return u, nil, fmt.Errorf("leading %d of %d eigenvectors with %d more, %d iterations: want 0 ≤ r ≤ dimension, oversample ≥ 0, iterations ≥ 1", r, dim, oversample, iterations)
+	}
+	if r == 0 {
+		return NewGeneral(dim, 0), nil, ctx.Err()
+	}
+	width := min(dim, r+oversample)
+	q, y := NewGeneral(dim, width), NewGeneral(dim, width)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for i := range q.Data {
+		q.Data[i] = rng.NormFloat64()
+	}
+	for range iterations {
+		if err := apply(ctx, y, q); err != nil {
+			return u, nil, err
+		}
+		if q, _, err = QR(ctx, p, y); err != nil {
+			return u, nil, fmt.Errorf("product of the operator: %w", err)
+		}
+	}
+	if err := apply(ctx, y, q); err != nil {
+		return u, nil, err
+	}
+	small := NewGeneral(width, width)
+	if err := blas.Gemm64(ctx, p, blas.Trans, blas.NoTrans, 1, q, y, 0, small); err != nil {
+		return u, nil, err
+	}
+	for i := range width { // symmetric but for rounding
+		for j := range i {
+			small.Data[j*width+i] = (small.Data[j*width+i] + small.Data[i*width+j]) / 2
+		}
+	}
+	ascending, err := SymmetricEigen(ctx, p, small, true)
+	if err != nil {
+		return u, nil, fmt.Errorf("product of the operator: %w", err)
+	}
+	ritz := NewGeneral(width, r)
+	values = make([]float64, r)
+	for j := range r {
+		values[j] = ascending[width-1-j]
+		for i := range width {
+			ritz.Data[i*r+j] = small.Data[i*width+width-1-j]
+		}
+	}
+	u = NewGeneral(dim, r)
+	if err := blas.Gemm64(ctx, p, blas.NoTrans, blas.NoTrans, 1, y, ritz, 0, u); err != nil {
+		return u, nil, err
+	}
+	u, _, err = QR(ctx, p, u)
+	return u, values, err
+}
+
+// ErrorOperator returns Γ = ΔW·S·ΔWᵀ as an Operator, by three products in
+// float64. Shapes: ΔW out×in, S in×in symmetric positive semidefinite, all of it
+// read; the operator's dimension is out. Cost of a use on b vectors:
+// b·(2·out·in + in²) multiply-adds.
+func ErrorOperator(p *pool.Pool, dw, s blas64.General) (Operator, error) {
+	if err := checkError(dw.Rows, dw.Cols, s); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, dst, x blas64.General) error {
+		a, b := NewGeneral(dw.Cols, x.Cols), NewGeneral(dw.Cols, x.Cols)
+		if err := blas.Gemm64(ctx, p, blas.Trans, blas.NoTrans, 1, dw, x, 0, a); err != nil {
+			return err
+		}
+		if err := blas.Gemm64(ctx, p, blas.NoTrans, blas.NoTrans, 1, s, a, 0, b); err != nil {
+			return err
+		}
+		return blas.Gemm64(ctx, p, blas.NoTrans, blas.NoTrans, 1, dw, b, 0, dst)
+	}, nil
+}
+
+// ErrorOperator32 is ErrorOperator with products in float32, in half the time:
+// it adds noise of about 2⁻²⁰ of Γ's largest eigenvalue, below which eigenvalues
+// and their vectors mean nothing. The energy that U leaves suffers by no more
+// than that. It scales ΔW, S and the vectors by powers of two, so that their
+// magnitudes do not matter.
+func ErrorOperator32(p *pool.Pool, dw blas32.General, s blas64.General) (Operator, error) {
+	if err := checkError(dw.Rows, dw.Cols, s); err != nil {
+		return nil, err
+	}
+	most := float32(0)
+	for i := range dw.Rows {
+		for _, v := range dw.Data[i*dw.Stride:][:dw.Cols] {
+			most = max(most, v, -v)
+		}
+	}
+	dwScale := float32(math.Ldexp(1, max(-126, min(126, -exponent(float64(most))))))
+	mostS, err := largest(s, true)
+	if err != nil {
+		return nil, fmt.Errorf("S: %w", err)
+	}
+	sExponent := exponent(mostS)
+	s32 := narrow(s, -sExponent)
+	return func(ctx context.Context, dst, x blas64.General) error {
+		most, err := largest(x, true)
+		if err != nil {
+			return err
+		}
+		xExponent := exponent(most)
+		x32 := narrow(x, -xExponent)
+		a, b := new32(dw.Cols, x.Cols), new32(dw.Cols, x.Cols)
+		if err := blas.Gemm(ctx, p, blas.Trans, blas.NoTrans, dwScale, dw, x32, 0, a); err != nil {
+			return err
+		}
+		if err := blas.Gemm(ctx, p, blas.NoTrans, blas.NoTrans, 1, s32, a, 0, b); err != nil {
+			return err
+		}
+		if err := blas.Gemm(ctx, p, blas.NoTrans, blas.NoTrans, dwScale, dw, b, 0, x32); err != nil {
+			return err
+		}
+		back := math.Ldexp(1/float64(dwScale)/float64(dwScale), sExponent+xExponent)
+		for i := range dst.Rows {
+			d := row(dst, i)
+			for j, v := range x32.Data[i*x32.Stride:][:len(d)] {
+				d[j] = float64(v) * back
+			}
+		}
+		return nil
+	}, nil
+}
+
+func checkError(out, in int, s blas64.General) error {
+	if s.Rows != s.Cols || s.Rows != in {
+		return fmt.Errorf("ΔW is %d×%d and S %d×%d: S must be square, of ΔW's columns", out, in, s.Rows, s.Cols)
+	}
+	return nil
+}
+
+// exponent returns the e for which v·2⁻ᵉ lies in [½, 1), 0 for 0.
+func exponent(v float64) int {
+	_, e := math.Frexp(v)
+	return e
+}
+
+func new32(rows, cols int) blas32.General {
+	return blas32.General{Rows: rows, Cols: cols, Stride: max(1, cols), Data: make([]float32, rows*cols)}
+}
+
+// narrow returns a·2ᵉ in float32.
+func narrow(a blas64.General, e int) blas32.General {
+	to := new32(a.Rows, a.Cols)
+	factor := math.Ldexp(1, e)
+	for i := range a.Rows {
+		d := to.Data[i*to.Stride:][:a.Cols]
+		for j, v := range row(a, i) {
+			d[j] = float32(v * factor)
+		}
+	}
+	return to
+}

@@ -31,7 +31,7 @@ const (
 // operations for the values, about 4n³ with vectors, and 3n² numbers of memory.
 func SymmetricEigen(ctx context.Context, p *pool.Pool, a blas64.General, vectors bool) ([]float64, error) {
 	n := a.Rows
-	most, err := largest(a, false)
+	most, err := largest(ctx, p, a, true)
 	if err != nil || n == 0 {
 		return nil, err
 	}

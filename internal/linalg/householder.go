@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"gonum.org/v1/gonum/blas/blas64"
 
@@ -21,24 +22,34 @@ func (e *NotFiniteError) Error() string {
 	return fmt.Sprintf("matrix element (%d, %d) is %g", e.Row, e.Col, e.Value)
 }
 
-// largest returns the largest magnitude in the upper triangle of a, or in all of
-// it when whole; or a *NotFiniteError.
-func largest(a blas64.General, whole bool) (float64, error) {
-	most := 0.0
-	for i := range a.Rows {
+// largest returns the largest magnitude in a, of a square one's upper triangle
+// alone when upper; or the *NotFiniteError of the first element that is none.
+func largest(ctx context.Context, p *pool.Pool, a blas64.General, upper bool) (float64, error) {
+	most := make([]float64, a.Rows)
+	err := eachRow(ctx, p, a.Rows, func(i int) error {
 		from := 0
-		if !whole {
-			from = min(i, a.Cols)
+		if upper {
+			from = i
 		}
-		for j, v := range row(a, i)[from:] {
-			v = math.Abs(v)
-			if !(v <= math.MaxFloat64) {
-				return 0, &NotFiniteError{Row: i, Col: from + j, Value: a.Data[i*a.Stride+from+j]}
+		// Without its sign a float64's bits are ordered as it is, NaN after infinity.
+		m := uint64(0)
+		for _, v := range row(a, i)[from:] {
+			m = max(m, math.Float64bits(v)&^(1<<63))
+		}
+		most[i] = math.Float64frombits(m)
+		if m < math.Float64bits(math.Inf(1)) {
+			return nil
+		}
+		for j := from; ; j++ {
+			if v := a.Data[i*a.Stride+j]; math.IsNaN(v) || math.IsInf(v, 0) {
+				return &NotFiniteError{Row: i, Col: j, Value: v}
 			}
-			most = max(most, v)
 		}
+	})
+	if err != nil || a.Rows == 0 {
+		return 0, err
 	}
-	return most, nil
+	return slices.Max(most), nil
 }
 
 // safeScale returns a power of two that brings a matrix, whose largest magnitude
@@ -47,8 +58,7 @@ func safeScale(most float64) float64 {
 	if most == 0 || (most > 0x1p-400 && most < 0x1p400) {
 		return 1
 	}
-	_, e := math.Frexp(most)
-	return math.Ldexp(1, max(-1000, min(1000, -e)))
+	return math.Ldexp(1, -exponent(most))
 }
 
 func scale(factor float64, x []float64) {

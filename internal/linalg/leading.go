@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"gonum.org/v1/gonum/blas/blas32"
 	"gonum.org/v1/gonum/blas/blas64"
@@ -107,30 +108,34 @@ func ErrorOperator(p *pool.Pool, dw, s blas64.General) (Operator, error) {
 // and their vectors mean nothing. The energy that U leaves suffers by no more
 // than that. It scales ΔW, S and the vectors by powers of two, so that their
 // magnitudes do not matter.
-func ErrorOperator32(p *pool.Pool, dw blas32.General, s blas64.General) (Operator, error) {
+func ErrorOperator32(ctx context.Context, p *pool.Pool, dw blas32.General, s blas64.General) (Operator, error) {
 	if err := checkError(dw.Rows, dw.Cols, s); err != nil {
 		return nil, err
 	}
-	most := float32(0)
-	for i := range dw.Rows {
-		for _, v := range dw.Data[i*dw.Stride:][:dw.Cols] {
-			most = max(most, v, -v)
-		}
+	most, err := largest32(ctx, p, dw)
+	if err != nil {
+		return nil, fmt.Errorf("ΔW: %w", err)
 	}
-	dwScale := float32(math.Ldexp(1, max(-126, min(126, -exponent(float64(most))))))
-	mostS, err := largest(s, true)
+	dwScale := float32(math.Ldexp(1, max(-126, min(126, -exponent(most)))))
+	mostS, err := largest(ctx, p, s, false)
 	if err != nil {
 		return nil, fmt.Errorf("S: %w", err)
 	}
 	sExponent := exponent(mostS)
-	s32 := narrow(s, -sExponent)
+	s32, err := narrow(ctx, p, s, -sExponent)
+	if err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context, dst, x blas64.General) error {
-		most, err := largest(x, true)
+		most, err := largest(ctx, p, x, false)
 		if err != nil {
 			return err
 		}
 		xExponent := exponent(most)
-		x32 := narrow(x, -xExponent)
+		x32, err := narrow(ctx, p, x, -xExponent)
+		if err != nil {
+			return err
+		}
 		a, b := new32(dw.Cols, x.Cols), new32(dw.Cols, x.Cols)
 		if err := blas.Gemm(ctx, p, blas.Trans, blas.NoTrans, dwScale, dw, x32, 0, a); err != nil {
 			return err
@@ -159,10 +164,11 @@ func checkError(out, in int, s blas64.General) error {
 	return nil
 }
 
-// exponent returns the e for which v·2⁻ᵉ lies in [½, 1), 0 for 0.
+// exponent returns the e for which v·2⁻ᵉ lies in [½, 1), 0 for 0; for the most
+// extreme v one for which 2⁻ᵉ is a normal number still.
 func exponent(v float64) int {
 	_, e := math.Frexp(v)
-	return e
+	return max(-1000, min(1000, e))
 }
 
 func new32(rows, cols int) blas32.General {
@@ -170,14 +176,39 @@ func new32(rows, cols int) blas32.General {
 }
 
 // narrow returns a·2ᵉ in float32.
-func narrow(a blas64.General, e int) blas32.General {
+func narrow(ctx context.Context, p *pool.Pool, a blas64.General, e int) (blas32.General, error) {
 	to := new32(a.Rows, a.Cols)
 	factor := math.Ldexp(1, e)
-	for i := range a.Rows {
+	return to, eachRow(ctx, p, a.Rows, func(i int) error {
 		d := to.Data[i*to.Stride:][:a.Cols]
 		for j, v := range row(a, i) {
 			d[j] = float32(v * factor)
 		}
+		return nil
+	})
+}
+
+// largest32 is largest for a float32 matrix.
+func largest32(ctx context.Context, p *pool.Pool, a blas32.General) (float64, error) {
+	most := make([]float32, a.Rows)
+	err := eachRow(ctx, p, a.Rows, func(i int) error {
+		m := uint32(0)
+		for _, v := range a.Data[i*a.Stride:][:a.Cols] {
+			m = max(m, math.Float32bits(v)&^(1<<31))
+		}
+		most[i] = math.Float32frombits(m)
+		if m < math.Float32bits(float32(math.Inf(1))) {
+			return nil
+		}
+		for j := 0; ; j++ {
+			v := float64(a.Data[i*a.Stride+j])
+			if math.IsNaN(v) || math.IsInf(v, 0) {
+				return &NotFiniteError{Row: i, Col: j, Value: v}
+			}
+		}
+	})
+	if err != nil || a.Rows == 0 {
+		return 0, err
 	}
-	return to
+	return float64(slices.Max(most)), nil
 }

@@ -112,3 +112,16 @@ func each(ctx context.Context, p *pool.Pool, n int, task func(i int) error) erro
 	}
 	return p.For(ctx, n, task)
 }
+
+// eachRow is each in blocks of 16, for tasks as short as a row's.
+func eachRow(ctx context.Context, p *pool.Pool, n int, task func(i int) error) error {
+	const rows = 16
+	return each(ctx, p, (n+rows-1)/rows, func(t int) error {
+		for i := t * rows; i < min((t+1)*rows, n); i++ {
+			if err := task(i); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -22,7 +22,7 @@ func QR(ctx context.Context, p *pool.Pool, a blas64.General) (q, r blas64.Genera
 	m, n := a.Rows, a.Cols
 	k := min(m, n)
 	q, r = NewGeneral(m, k), NewGeneral(k, n)
-	most, err := largest(a, true)
+	most, err := largest(ctx, p, a, false)
 	if err != nil {
 		return q, r, err
 	}

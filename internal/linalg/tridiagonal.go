@@ -76,16 +76,30 @@ func (t tridiagonal) vectors(ctx context.Context, p *pool.Pool) (order []int, qt
 	return c.order, c.qt, nil
 }
 
-// implicitQL diagonalizes T by the QL algorithm with implicit shifts (Golub &
-// Van Loan, 8.3) and applies its rotations to the rows of qt, where that has
-// rows.
+// patience is the number of sweeps for one eigenvalue after which a coupling of
+// rounding's size is taken for none, however small the elements beside it are.
+const patience = 20
+
+// implicitQL diagonalizes the normalized T by the QL algorithm with implicit
+// shifts (Golub & Van Loan, 8.3) and applies its rotations to the rows of qt,
+// where that has rows.
 func implicitQL(ctx context.Context, t tridiagonal, qt blas64.General) error {
 	d, n := t.d, len(t.d)
 	e := append(slices.Clone(t.e), 0)
-	// What couples less is no coupling, also between zeros.
-	const tiny = epsilon * epsilon
+	// QL wants the large elements last.
+	if n > 1 && math.Abs(d[0]) > math.Abs(d[n-1]) {
+		slices.Reverse(d)
+		slices.Reverse(e[:n-1])
+		for i := range qt.Rows / 2 {
+			swap(row(qt, i), row(qt, n-1-i))
+		}
+	}
 	for l := range n {
 		for sweep := 0; ; sweep++ {
+			tiny := epsilon * epsilon
+			if sweep > patience {
+				tiny = epsilon / 2
+			}
 			m := l
 			for m < n-1 && math.Abs(e[m]) > epsilon*(math.Abs(d[m])+math.Abs(d[m+1]))+tiny {
 				m++
@@ -93,7 +107,7 @@ func implicitQL(ctx context.Context, t tridiagonal, qt blas64.General) error {
 			if m == l {
 				break
 			}
-			if sweep == 80 {
+			if sweep == 4*patience {
 				return ErrNoConvergence
 			}
 			if err := ctx.Err(); err != nil {
@@ -132,6 +146,12 @@ func implicitQL(ctx context.Context, t tridiagonal, qt blas64.General) error {
 		}
 	}
 	return nil
+}
+
+func swap(x, y []float64) {
+	for i, v := range x {
+		x[i], y[i] = y[i], v
+	}
 }
 
 // rotate replaces x and y by cx + sy and cy − sx.

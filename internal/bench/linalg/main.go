@@ -172,7 +172,7 @@ func benchmarks(ctx context.Context, p *pool.Pool) []benchmark {
 	for _, iterations := range []int{1, 2} {
 		add(fmt.Sprintf("leading 256 of 4096, f32 products, %d iterations", iterations), func() blas64.General { dw(); return definite(4096) },
 			func(s blas64.General) error {
-				apply, err := linalg.ErrorOperator32(p, dw(), s)
+				apply, err := linalg.ErrorOperator32(ctx, p, dw(), s)
 				if err != nil {
 					return err
 				}

@@ -1,0 +1,5 @@
+//go:build !amd64 || purego
+
+package blas
+
+func available() []*set { return []*set{generic} }

@@ -129,7 +129,7 @@ func TestLeadingAgainstTheWholeSpectrum(t *testing.T) {
 				case "slow":
 					tolerance = 1e-3
 				case "flat":
-					tolerance = 0.1
+					tolerance = 0.05
 				}
 				if r+16 >= n {
 					tolerance = 1e-12

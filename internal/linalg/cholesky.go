@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 
 	gonum "gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/blas/blas64"
@@ -128,10 +129,11 @@ func inverseLower(ctx context.Context, p *pool.Pool, l blas64.General) error {
 	if err := SolveTriangular(ctx, p, gonum.Left, gonum.Lower, blas.NoTrans, second, panel); err != nil {
 		return err
 	}
-	for i := range panel.Rows {
-		for j, v := range row(panel, i) {
-			row(panel, i)[j] = -v
-		}
+	if err := eachRow(ctx, p, panel.Rows, func(i int) error {
+		scale(-1, row(panel, i))
+		return nil
+	}); err != nil {
+		return err
 	}
 	if err := inverseLower(ctx, p, first); err != nil {
 		return err
@@ -187,7 +189,9 @@ func Inverse(ctx context.Context, p *pool.Pool, l blas64.General) (blas64.Genera
 // JAJ = LLᵀ gives A = RRᵀ for the upper R = JLJ, so U = R⁻¹ = J·L⁻¹·J.
 // Cost: n³/3 multiply-adds.
 func InverseUpper(ctx context.Context, p *pool.Pool, a blas64.General) error {
-	reverse(a)
+	if err := reverse(ctx, p, a); err != nil {
+		return err
+	}
 	if err := Cholesky(ctx, p, a); err != nil {
 		var pivot *PivotError
 		if errors.As(err, &pivot) {
@@ -198,21 +202,21 @@ func InverseUpper(ctx context.Context, p *pool.Pool, a blas64.General) error {
 	if err := InverseLower(ctx, p, a); err != nil {
 		return err
 	}
-	reverse(a)
-	return nil
+	return reverse(ctx, p, a)
 }
 
 // reverse reverses the order of a square matrix's rows and columns.
-func reverse(a blas64.General) {
+func reverse(ctx context.Context, p *pool.Pool, a blas64.General) error {
 	n := a.Rows
-	for i := range (n + 1) / 2 {
+	return eachRow(ctx, p, (n+1)/2, func(i int) error {
 		x, y := row(a, i), row(a, n-1-i)
-		count := n
 		if i == n-1-i {
-			count = n / 2
+			slices.Reverse(x)
+			return nil
 		}
-		for j := range count {
-			x[j], y[n-1-j] = y[n-1-j], x[j]
+		for j, v := range x {
+			x[j], y[n-1-j] = y[n-1-j], v
 		}
-	}
+		return nil
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -166,7 +167,11 @@ func checkEigen(t *testing.T, name string, a blas64.General) []float64 {
 }
 
 func TestEigen(t *testing.T) {
-	for _, n := range []int{1, 2, 3, 7, 31, 32, 33, 34, 63, 64, 65, 66, 97, 130, 200} {
+	sizes := []int{1, 2, 3, 7, 31, 32, 33, 34, 63, 64, 65, 66, 97, 130, 200}
+	if os.Getenv("FETTLE_LONG") != "" {
+		sizes = append(sizes, 511, 1024, 1500)
+	}
+	for _, n := range sizes {
 		rng := rand.New(rand.NewPCG(7, uint64(n)))
 		for name, spectrum := range spectra(rng, n) {
 			got := checkEigen(t, name, withSpectrum(t, rng, spectrum))

@@ -13,7 +13,7 @@ import (
 
 // GramRows is the most rows that a block given to AddGram should have where
 // blocks are collected: a multiple of the rows that one float32 sum takes.
-const GramRows = 5 * kc
+const GramRows = 5 * kc32
 
 // AddGram adds AᵀB to the float64 master M. Sums of 384 products are taken in
 // float32 and added to the master. Shapes: A r×m, B r×n, M m×n.

@@ -17,6 +17,7 @@ type tile struct {
 	ahead       unsafe.Pointer // rows to ask the memory for meanwhile, nil for none
 	offsets     unsafe.Pointer // direct kernels: *int32, where each row of B is
 	k           int
+	lda         int
 	ldb         int
 	ldc         int
 	ldin        int
@@ -35,14 +36,15 @@ const (
 	addColumn        // C = α·AB + in, one number for each row
 )
 
-// Every chain of additions over k has at most this many links before it is
-// added to C. The constant is part of the results.
-const kc = 384
+// Every chain of additions over k has at most so many links before it is added
+// to C. The constants are part of the results.
+const kc32, kc64 = 384, 256
 
 type tileTable map[[2]int]func(*tile)
 
 // kernels is a set of micro-kernels for one element type.
 type kernels struct {
+	kc        int // kc32 or kc64
 	rows      int // most rows of a tile
 	cols      int // columns of a tile
 	half      int // columns of a narrow tile, for what is left at the end

@@ -41,7 +41,7 @@ type product[T number] struct {
 	perRow  bool // bias is for rows of C, else for columns
 	master  []float64
 	ldm     int
-	upper   bool // only tiles that reach the diagonal of the master
+	upper   bool // B is A, and only what reaches the diagonal is wanted
 
 	// The plan.
 	shareA             bool
@@ -66,7 +66,7 @@ type worker[T number] struct {
 
 const (
 	maxTile     = 16 * 256     // elements of an edge buffer
-	slabSize    = 16 * 16 * kc // elements of a slab
+	slabSize    = 16 * 16 * kc32 // elements of a slab
 	slabAim     = slabSize / 2 // what a slab has when there is enough work
 	sharedSize  = 1 << 21      // elements of the shared part
 	panelGroup  = 8            // panels that are packed together
@@ -156,11 +156,14 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 	p.shareA = p.m < p.n && !p.upper || p.b.image != nil
 	side, width, count := &p.b, p.kr.cols, p.colPanels
 	slabWidth, slabPanels := p.kr.step, p.rowPanels
+	if p.upper {
+		slabWidth, slabPanels = p.kr.cols, p.colPanels
+	}
 	if p.shareA {
 		side, width, count = &p.a, p.kr.step, p.rowPanels
 		slabWidth, slabPanels = p.kr.cols, p.colPanels
 	}
-	perSlab := slabAim / (slabWidth * kc)
+	perSlab := slabAim / (slabWidth * p.kr.kc)
 	if workers > 1 {
 		perSlab = max(1, min(perSlab, slabPanels/(4*workers)))
 	}
@@ -168,12 +171,14 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 	if workers > 1 && p.slabs > workers {
 		p.slabs = min(slabPanels, ceil(p.slabs, workers)*workers)
 	}
-	blocks := ceil(p.k, kc)
+	blocks := ceil(p.k, p.kr.kc)
 	perChunk, perTurn := count, blocks
 	if side.packed == nil {
-		perChunk = min(count, sharedSize/(width*kc))
-		perTurn = min(blocks, sharedSize/(perChunk*width*kc))
-		size := perChunk * width * min(p.k, perTurn*kc)
+		if !p.upper {
+			perChunk = min(count, sharedSize/(width*p.kr.kc))
+		}
+		perTurn = max(1, min(blocks, sharedSize/(perChunk*width*p.kr.kc)))
+		size := perChunk * width * min(p.k, perTurn*p.kr.kc)
 		if cap(p.buffer) < size {
 			p.buffer = make([]T, size)
 		}
@@ -218,7 +223,7 @@ func (p *product[T]) colPanel(j int) (at, cols, width int) {
 	return at, cols, p.kr.cols
 }
 
-func (p *product[T]) blockLen(b int) int { return min(kc, p.k-b*kc) }
+func (p *product[T]) blockLen(b int) int { return min(p.kr.kc, p.k-b*p.kr.kc) }
 
 // sharedPanel returns where a panel of the shared side begins.
 func (p *product[T]) sharedPanel(block, panel int) []T {
@@ -226,7 +231,7 @@ func (p *product[T]) sharedPanel(block, panel int) []T {
 	if p.shareA {
 		width = p.kr.step
 	}
-	at := (block - p.block0) * kc * (p.chunk1 - p.chunk0) * width
+	at := (block - p.block0) * p.kr.kc * (p.chunk1 - p.chunk0) * width
 	return p.shared[at+(panel-p.chunk0)*width*p.blockLen(block):]
 }
 
@@ -241,7 +246,7 @@ func (p *product[T]) packShared(t int) error {
 
 // pack writes panels q0 … q1−1 of A or B.
 func (p *product[T]) pack(w *worker[T], dst []T, ofA bool, block, q0, q1 int) {
-	k0, k := block*kc, p.blockLen(block)
+	k0, k := block*p.kr.kc, p.blockLen(block)
 	side, width, panel := &p.b, p.kr.cols, p.colPanel
 	if ofA {
 		side, width, panel = &p.a, p.kr.step, p.rowPanel
@@ -324,6 +329,10 @@ func packPanel[T number](kr *kernels, w *worker[T], dst []T, s *source[T], at, n
 func (p *product[T]) multiplySlab(t int) error {
 	w := newWorker[T]()
 	defer w.release()
+	if p.upper {
+		p.multiplyUpper(w, t)
+		return nil
+	}
 	panels, width, packed := p.rowPanels, p.kr.step, p.a.packed
 	if p.shareA {
 		panels, width, packed = p.colPanels, p.kr.cols, p.b.packed
@@ -336,7 +345,7 @@ func (p *product[T]) multiplySlab(t int) error {
 		k := p.blockLen(block)
 		slab := w.slab
 		if packed != nil {
-			slab = packed[block*kc*panels*width+s0*width*k:]
+			slab = packed[block*p.kr.kc*panels*width+s0*width*k:]
 		} else {
 			p.pack(w, slab, !p.shareA, block, s0, s1)
 		}
@@ -366,18 +375,40 @@ func (p *product[T]) multiplyBlock(w *worker[T], slab []T, width, s0, s1, block 
 func (p *product[T]) multiplyTile(w *worker[T], a, b unsafe.Pointer, i, j, block int) {
 	i0, rows, _ := p.rowPanel(i)
 	j0, cols, width := p.colPanel(j)
-	if p.upper && j0+cols <= i0 {
-		return
-	}
 	t := &w.tile
 	t.a, t.b = a, b
-	t.ldb = width * int(unsafe.Sizeof(T(0)))
+	t.lda, t.ldb = p.kr.step*int(unsafe.Sizeof(T(0))), width*int(unsafe.Sizeof(T(0)))
 	p.finishTile(w, p.kr.tiles[rows][width/p.kr.lanes], i0, rows, j0, cols, width, block == 0)
+}
+
+// multiplyUpper multiplies slab t of AᵀA. Panels of B serve for A, cut into
+// tiles of as many rows as a kernel takes.
+func (p *product[T]) multiplyUpper(w *worker[T], slab int) {
+	size := int(unsafe.Sizeof(T(0)))
+	s0, s1 := slab*p.colPanels/p.slabs, (slab+1)*p.colPanels/p.slabs
+	t := &w.tile
+	t.alpha32, t.alpha64 = float32(p.alpha), float64(p.alpha)
+	for block := p.block0; block < p.block1; block++ {
+		t.k = p.blockLen(block)
+		for q := s0; q < p.colPanels; q++ {
+			j0, cols, width := p.colPanel(q)
+			b := unsafe.Pointer(&p.sharedPanel(block, q)[0])
+			for s := s0; s < min(s1, q+1); s++ {
+				i0, rows, rowWidth := p.colPanel(s)
+				a := unsafe.Pointer(&p.sharedPanel(block, s)[0])
+				parts := ceil(rows, p.kr.rows)
+				for i := range parts {
+					r0, r1 := i*rows/parts, (i+1)*rows/parts
+					t.a, t.lda, t.b, t.ldb = unsafe.Add(a, r0*size), rowWidth*size, b, width*size
+					p.finishTile(w, p.kr.tiles[r1-r0][width/p.kr.lanes], i0+r0, r1-r0, j0, cols, width, block == 0)
+				}
+			}
+		}
+	}
 }
 
 // finishTile says where a tile goes and what is added to it, and runs it.
 func (p *product[T]) finishTile(w *worker[T], kernel func(*tile), i0, rows, j0, cols, width int, first bool) {
-	const maxWidth = 256
 	size := int(unsafe.Sizeof(T(0)))
 	t := &w.tile
 	if p.master != nil {

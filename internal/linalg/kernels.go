@@ -1,6 +1,6 @@
 package linalg
 
-import "os"
+import "github.com/fettle-dev/fettle/internal/blas"
 
 // The loops that are no matrix products have kernels in assembly
 // (internal/asm/linalg) and a plain twin here. The two of assembly give the same
@@ -14,26 +14,8 @@ const (
 	avx512
 )
 
-// kernels is the set in use: the machine's best, or what FETTLE_KERNELS names
-// as far as the machine has it.
-var kernels = chooseKernels(os.Getenv("FETTLE_KERNELS"))
-
-func chooseKernels(name string) kernelSet {
-	best := generic
-	switch {
-	case haveAVX512:
-		best = avx512
-	case haveAVX2:
-		best = avx2
-	}
-	switch name {
-	case "generic":
-		return generic
-	case "avx2":
-		return min(best, avx2)
-	}
-	return best
-}
+// kernels is the set in use, that of the matrix products.
+var kernels = map[string]kernelSet{"avx2": avx2, "avx512": avx512}[blas.Kernels]
 
 func dotGeneric(x, y []float64) float64 {
 	return impl.Ddot(len(x), x, 1, y, 1)

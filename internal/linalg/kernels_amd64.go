@@ -2,13 +2,6 @@
 
 package linalg
 
-import "golang.org/x/sys/cpu"
-
-var (
-	haveAVX2   = cpu.X86.HasAVX2 && cpu.X86.HasFMA
-	haveAVX512 = haveAVX2 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ
-)
-
 //go:noescape
 func dotAVX2(x, y *float64, n int) float64
 

@@ -2,8 +2,6 @@
 
 package linalg
 
-const haveAVX2, haveAVX512 = false, false
-
 func dot(x, y []float64) float64         { return dotGeneric(x, y) }
 func axpy(alpha float64, x, y []float64) { axpyGeneric(alpha, x, y) }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -12,15 +13,11 @@ import (
 	"testing"
 )
 
-// kernelSets are those that this machine can run.
+// kernelSets are the set in use and those that a machine with it has too.
 func kernelSets() map[string]kernelSet {
-	sets := map[string]kernelSet{"generic": generic}
-	for _, name := range []string{"avx2", "avx512"} {
-		if k := chooseKernels(name); k != generic {
-			sets[name] = k
-		}
-	}
-	return sets
+	all := map[string]kernelSet{"generic": generic, "avx2": avx2, "avx512": avx512}
+	maps.DeleteFunc(all, func(_ string, k kernelSet) bool { return k > kernels })
+	return all
 }
 
 // with runs f with the kernels of a set.
@@ -28,18 +25,6 @@ func with(set kernelSet, f func()) {
 	defer func(k kernelSet) { kernels = k }(kernels)
 	kernels = set
 	f()
-}
-
-func TestChooseKernels(t *testing.T) {
-	if chooseKernels("generic") != generic {
-		t.Error("generic is not taken")
-	}
-	if k := chooseKernels("avx2"); k > avx2 {
-		t.Errorf("avx2 gives %d", k)
-	}
-	if chooseKernels("") != chooseKernels("avx512") || chooseKernels("nonsense") != chooseKernels("") {
-		t.Error("the default is not the best")
-	}
 }
 
 const canary = 12345.678

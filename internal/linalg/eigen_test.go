@@ -262,12 +262,8 @@ func TestSecularRoots(t *testing.T) {
 		if !(math.Abs(sum) <= 16*float64(k)*epsilon*size*float64(k)) {
 			t.Errorf("trial %d: the trace is off by %g of %g", trial, sum, size)
 		}
-		v, _, err := QR(ctx, nil, s.rows)
-		if err != nil {
-			t.Fatal(err)
-		}
 		if o := orthonormality(t, s.rows); o > 8*float64(k+4)*epsilon {
-			t.Errorf("trial %d: vectors of %d are orthonormal to %g (%v)", trial, k, o, v.Rows)
+			t.Errorf("trial %d: vectors of %d are orthonormal to %g", trial, k, o)
 		}
 	}
 }

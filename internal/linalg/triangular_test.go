@@ -1,7 +1,6 @@
 package linalg
 
 import (
-	"errors"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -211,7 +210,7 @@ func TestEmptyMatrices(t *testing.T) {
 		t.Error(err)
 	}
 	for _, err := range []error{Cholesky(ctx, nil, empty), InverseUpper(ctx, nil, empty), SolveRows(ctx, nil, empty, NewGeneral(3, 0))} {
-		if err != nil && !errors.Is(err, ctx.Err()) {
+		if err != nil {
 			t.Error(err)
 		}
 	}

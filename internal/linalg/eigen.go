@@ -131,7 +131,8 @@ func tridiagonalize(ctx context.Context, p *pool.Pool, a blas64.General, t tridi
 
 // A symmetric matrix's product with a vector is summed in at most symvParts
 // parts of at least symvRows rows. Their number depends on the order alone.
-const symvParts, symvRows = 8, 96
+// Below the order symvAlone the caller computes all of them.
+const symvParts, symvRows, symvAlone = 8, 96, 640
 
 // symmetricProduct computes y = A·x from A's upper triangle, each element of
 // which it reads once. It spoils parts, symvParts rows of at least A's order.
@@ -164,12 +165,10 @@ func symmetricProduct(ctx context.Context, p *pool.Pool, a blas64.General, x, y 
 		}
 		return nil
 	}
-	var err error
-	if count == 1 {
-		err = part(0)
-	} else {
-		err = each(ctx, p, count, part)
+	if m < symvAlone { // not worth waking a worker
+		p = nil
 	}
+	err := each(ctx, p, count, part)
 	copy(y, row(parts, 0)[:m])
 	for t := 1; t < count; t++ {
 		from := begin(t)

@@ -59,15 +59,23 @@ type kernels struct {
 	transpose  func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
 }
 
+// widest returns the vectors of the widest tile of so many rows.
+func (k *kernels) widest(rows int) int {
+	v := len(k.tiles[rows]) - 1
+	for k.tiles[rows][v] == nil {
+		v--
+	}
+	return v
+}
+
 // wideTile returns the widest kernel for so many rows that is at most so many
 // vectors wide, and its width in vectors.
 func (k *kernels) wideTile(rows, vectors int) (func(*tile), int) {
-	for v := min(vectors, len(k.tiles[rows])-1); v > 2; v-- {
-		if f := k.tiles[rows][v]; f != nil {
-			return f, v
-		}
+	v := min(vectors, k.widest(rows))
+	for k.tiles[rows][v] == nil {
+		v--
 	}
-	return k.tiles[rows][min(2, vectors)], min(2, vectors)
+	return k.tiles[rows][v], v
 }
 
 func newTiles(t tileTable) [][]func(*tile) {

@@ -44,15 +44,16 @@ type product[T number] struct {
 	upper   bool // B is A, and only what reaches the diagonal is wanted
 
 	// The plan.
-	shareA             bool
-	rowPanels          int
-	colPanels          int
-	slabs              int
-	chunk0, chunk1     int // panels of the shared side at hand
-	block0, block1     int // blocks of k at hand
-	shared             []T
-	packTask, slabTask func(t int) error // the methods, bound once
-	buffer             []T
+	shareA         bool
+	rowPanels      int
+	colPanels      int
+	slabs          int
+	chunk0, chunk1 int // panels of the shared side at hand
+	block0, block1 int // blocks of k at hand
+	shared         []T
+	// The methods, bound once.
+	packTask, slabTask, directTask func(t int) error
+	buffer                         []T
 }
 
 // worker is what one goroutine needs for a slab.
@@ -65,12 +66,12 @@ type worker[T number] struct {
 }
 
 const (
-	maxTile     = 16 * 256     // elements of an edge buffer
+	maxTile     = 16 * 256       // elements of an edge buffer
 	slabSize    = 16 * 16 * kc32 // elements of a slab
-	slabAim     = slabSize / 2 // what a slab has when there is enough work
-	sharedSize  = 1 << 21      // elements of the shared part
-	panelGroup  = 8            // panels that are packed together
-	smallChains = 1 << 18      // products that are not worth a second worker
+	slabAim     = slabSize / 2   // what a slab has when there is enough work
+	sharedSize  = 1 << 19        // elements of the shared part
+	panelGroup  = 8              // panels that are packed together
+	smallChains = 1 << 18        // products that are not worth a second worker
 )
 
 var (
@@ -84,7 +85,7 @@ func newProduct[T number]() *product[T] {
 	p, ok := products[typeIndex[T]()].Get().(*product[T])
 	if !ok {
 		p = &product[T]{}
-		p.packTask, p.slabTask = p.packShared, p.multiplySlab
+		p.packTask, p.slabTask, p.directTask = p.packShared, p.multiplySlab, p.multiplyColumns
 	}
 	p.kr = kernelsOf[T](use)
 	return p
@@ -92,7 +93,7 @@ func newProduct[T number]() *product[T] {
 
 // release gives the product back without what it points to.
 func (p *product[T]) release() {
-	*p = product[T]{packTask: p.packTask, slabTask: p.slabTask, buffer: p.buffer}
+	*p = product[T]{packTask: p.packTask, slabTask: p.slabTask, directTask: p.directTask, buffer: p.buffer}
 	products[typeIndex[T]()].Put(p)
 }
 
@@ -132,7 +133,7 @@ func (p *product[T]) run(ctx context.Context, workers *pool.Pool) error {
 		n = workers.Workers()
 	}
 	if p.direct() {
-		return p.runDirect(ctx, n, each)
+		return p.runDirect(ctx, each)
 	}
 	return p.runPacked(ctx, n, each)
 }
@@ -263,7 +264,7 @@ func (p *product[T]) pack(w *worker[T], dst []T, ofA bool, block, q0, q1 int) {
 	for ; q0 < q1; q0++ {
 		at, n, width := panel(q0)
 		if side.image != nil {
-			packPatches(w, any(dst).([]float32), side.image, at, n, width, k0, k)
+			packPatches(any(dst).([]float32), side.image, p.kr.lanes, at, n, width, k0, k)
 		} else {
 			packPanel(p.kr, w, dst, side, at, n, width, k0, k)
 		}

@@ -101,6 +101,11 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 		unroll = 4
 	}
 	step := func() {
+		if vectors > 2 { // B is not packed: ask for a row further down
+			for v := 0; v < vectors*a.bytes; v += 64 {
+				f.p("PREFETCHT0 %d(DI)(R8*8)", v)
+			}
+		}
 		if table {
 			f.p("MOVLQSX (R8), R10")
 			f.p("ADDQ $4, R8")
@@ -140,7 +145,7 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JZ   finish")
 	f.p("PCALIGN $32")
 	f.label("loop")
-	if rows*vectors > 8 && !table { // the next lines, for what streams from the second-level cache
+	if rows*vectors > 8 && vectors <= 2 { // the next lines, for what streams from the second-level cache
 		for v := 0; v < vectors*a.bytes; v += 64 {
 			f.p("PREFETCHT0 %d(DI)", v+1024)
 		}

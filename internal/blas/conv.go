@@ -55,23 +55,32 @@ func (c *Conv) Forward(ctx context.Context, workers *pool.Pool, image, out []flo
 			len(image), g.Channels*g.Height*g.Width, len(out), c.outputs*area)
 	}
 	for i := range g.Groups {
-		u := unfold(g, image, i, 0, g.OutH(), c.packed == nil)
 		dst := out[i*per*area:][:per*area]
 		var bias []float32
 		if c.bias != nil {
 			bias = c.bias[i*per:][:per]
 		}
-		var err error
 		if c.packed == nil {
-			err = ctx.Err()
-			c.filter(u, c.weight[i*g.Inputs():][:g.Inputs()], bias, dst)
-		} else {
-			p := newProduct[float32]()
-			p.m, p.n, p.k = per, area, g.Inputs()
-			p.a, p.b = source[float32]{packed: c.packed[i]}, source[float32]{image: u}
-			p.alpha, p.c, p.ldc, p.bias, p.perRow = 1, dst, area, bias, true
-			err = p.run(ctx, workers)
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			c.filter(image, i, bias, dst)
+			continue
 		}
+		p := newProduct[float32]()
+		p.m, p.n, p.k = per, area, g.Inputs()
+		p.a = source[float32]{packed: c.packed[i]}
+		p.alpha, p.c, p.ldc, p.bias, p.perRow = 1, dst, area, bias, true
+		if g.KernelH*g.KernelW*g.StrideH*g.StrideW == 1 && g.PadH+g.PadW == 0 {
+			p.b = source[float32]{data: image[i*g.Inputs()*area:][:g.Inputs()*area], ld: area, kMajor: true}
+			if err := p.run(ctx, workers); err != nil {
+				return err
+			}
+			continue
+		}
+		u := unfold(g, image, i, 0, g.OutH(), false)
+		p.b = source[float32]{image: u}
+		err := p.run(ctx, workers)
 		u.release()
 		if err != nil {
 			return err
@@ -81,29 +90,42 @@ func (c *Conv) Forward(ctx context.Context, workers *pool.Pool, image, out []flo
 }
 
 // filter computes one output plane of a depthwise convolution straight from the
-// image, row by row.
-func (c *Conv) filter(u *unfolded, weight, bias, out []float32) {
+// image. It takes some rows at a time as one long row, with what lies between
+// them, and leaves that out of the result.
+func (c *Conv) filter(image []float32, channel int, bias, out []float32) {
 	g, kr := c.geometry, use.f32
 	w := newWorker[float32]()
 	defer w.release()
-	p := product[float32]{kr: kr, c: out, ldc: g.Rows(), bias: bias, perRow: true}
+	weight := c.weight[channel*g.Inputs():][:g.Inputs()]
 	t := &w.tile
 	t.alpha32, t.lda = 1, 4
-	width := g.OutW()
-	for y := range g.OutH() {
-		for x := 0; x < width; {
-			v := 2
-			if width-x <= kr.lanes {
-				v = 1
-			}
-			cols := min(v*kr.lanes, width-x)
-			t.b = unsafe.Pointer(&u.data[y*u.line+x])
-			for k0 := 0; k0 < len(weight); k0 += kr.kc {
-				t.k = min(kr.kc, len(weight)-k0)
-				t.a, t.offsets = unsafe.Pointer(&weight[k0]), unsafe.Pointer(&u.offsets[k0])
-				p.finishTile(w, kr.direct[v], 0, 1, y*width+x, cols, v*kr.lanes, k0 == 0)
-			}
-			x += cols
+	width, height, tile := g.OutW(), g.OutH(), 2*kr.lanes
+	lines := max(1, (slabSize-tile)/(width+g.DilationW*(g.KernelW-1)))
+	for top := 0; top < height; top += lines {
+		rows := min(lines, height-top)
+		u := unfold(g, image, channel, top, rows, true)
+		n := (rows-1)*u.line + width
+		plane := w.slab
+		if n+tile > len(plane) { // one row is longer than a slab
+			plane = make([]float32, n+tile)
 		}
+		for k0 := 0; k0 < len(weight); k0 += kr.kc {
+			t.k = min(kr.kc, len(weight)-k0)
+			t.a, t.offsets = unsafe.Pointer(&weight[k0]), unsafe.Pointer(&u.offsets[k0])
+			for x := 0; x < n; x += tile {
+				t.b, t.c, t.mode = unsafe.Pointer(&u.data[x]), unsafe.Pointer(&plane[x]), overwrite
+				switch {
+				case k0 > 0:
+					t.mode, t.in = addMatrix, t.c
+				case bias != nil:
+					t.mode, t.in = addColumn, unsafe.Pointer(&bias[0])
+				}
+				kr.direct[2](t)
+			}
+		}
+		for y := range rows {
+			copy(out[(top+y)*width:][:width], plane[y*u.line:])
+		}
+		u.release()
 	}
 }

@@ -67,6 +67,17 @@ func addToMaster[T number](dst unsafe.Pointer, ld int, tile []T, rows, cols, wid
 	}
 }
 
+// AddColumns adds the sum of each column of A to sum, row by row in float64.
+func AddColumns(sum []float64, a blas32.General) {
+	if a.Rows == 0 || a.Cols == 0 {
+		return
+	}
+	sum = sum[:a.Cols]
+	data := a.Data[:(a.Rows-1)*a.Stride+a.Cols]
+	// A row of the sums is a matrix of stride 0.
+	addToMaster(unsafe.Pointer(&sum[0]), 0, data, a.Rows, a.Cols, a.Stride)
+}
+
 // Mirror copies the strict upper triangle of the square M to its lower one.
 func Mirror(m blas64.General) {
 	for i := range m.Rows {

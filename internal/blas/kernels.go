@@ -56,7 +56,7 @@ type kernels struct {
 	copyPanel func(dst, src unsafe.Pointer, ld, k, words, vectors int)
 	// copyPanels is nil where panels are copied one by one.
 	copyPanels func(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
-	transpose  func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+	transpose  func(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 }
 
 // widest returns the vectors of the widest tile of so many rows.

@@ -206,10 +206,10 @@ func copyPanelx512(dst, src unsafe.Pointer, ld, k, words, vectors int)
 //go:noescape
 func copyPanelsx512(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
 
-// transposef32x512 writes element i of each of 16 rows side by side at dst+i·ldd, for i < k.
+// transposef32x512 writes number i of each of 16 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
-func transposef32x512(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func transposef32x512(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // addTilex512 adds a float32 tile to a float64 matrix; cols is a multiple of 8, strides are in bytes.
 //
@@ -441,10 +441,10 @@ func tile7x3f64x512(t *tile)
 //go:noescape
 func tile8x3f64x512(t *tile)
 
-// transposef64x512 writes element i of each of 8 rows side by side at dst+i·ldd, for i < k.
+// transposef64x512 writes number i of each of 8 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
-func transposef64x512(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func transposef64x512(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // tilesf64x512 holds the kernels by rows and vectors.
 var tilesf64x512 = tileTable{
@@ -581,10 +581,10 @@ func copyPanelx256(dst, src unsafe.Pointer, ld, k, words, vectors int)
 //go:noescape
 func copyPanelsx256(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
 
-// transposef32x256 writes element i of each of 8 rows side by side at dst+i·ldd, for i < k.
+// transposef32x256 writes number i of each of 8 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
-func transposef32x256(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func transposef32x256(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // addTilex256 adds a float32 tile to a float64 matrix; cols is a multiple of 4, strides are in bytes.
 //
@@ -690,10 +690,10 @@ func tile2x4f64x256(t *tile)
 //go:noescape
 func tile3x3f64x256(t *tile)
 
-// transposef64x256 writes element i of each of 4 rows side by side at dst+i·ldd, for i < k.
+// transposef64x256 writes number i of each of 4 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
-func transposef64x256(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func transposef64x256(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // tilesf64x256 holds the kernels by rows and vectors.
 var tilesf64x256 = tileTable{

@@ -6481,14 +6481,14 @@ done:
 	VZEROUPPER
 	RET
 
-// func transposef32x512(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
-TEXT ·transposef32x512(SB), NOSPLIT, $0-32
+// func transposef32x512(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
+TEXT ·transposef32x512(SB), NOSPLIT, $0-40
 	MOVQ dst+0(FP), DI
 	MOVQ ldd+8(FP), R8
 	MOVQ rows+16(FP), SI
-	MOVQ k+24(FP), CX
+	MOVQ from+24(FP), BX
+	MOVQ k+32(FP), CX
 	LEAQ (R8)(R8*2), R9
-	XORQ BX, BX
 	SUBQ $16, CX
 	JL   tail
 loop:

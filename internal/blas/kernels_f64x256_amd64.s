@@ -2002,14 +2002,14 @@ store:
 	VZEROUPPER
 	RET
 
-// func transposef64x256(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
-TEXT ·transposef64x256(SB), NOSPLIT, $0-32
+// func transposef64x256(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
+TEXT ·transposef64x256(SB), NOSPLIT, $0-40
 	MOVQ dst+0(FP), DI
 	MOVQ ldd+8(FP), R8
 	MOVQ rows+16(FP), SI
-	MOVQ k+24(FP), CX
+	MOVQ from+24(FP), BX
+	MOVQ k+32(FP), CX
 	LEAQ (R8)(R8*2), R9
-	XORQ BX, BX
 	SUBQ $4, CX
 	JL   tail
 loop:

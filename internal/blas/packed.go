@@ -69,3 +69,19 @@ func GemmPacked(ctx context.Context, workers *pool.Pool, tA Transpose, alpha flo
 	p.alpha, p.beta, p.c, p.ldc, p.bias = alpha, beta, c.Data, c.Stride, bias
 	return p.run(ctx, workers)
 }
+
+// Linear computes Y = X·Wᵀ + bias, with bias (nil for none) added to every row.
+// Shapes: X m×k, W n×k, Y m×n.
+func Linear(ctx context.Context, workers *pool.Pool, x, w blas32.General, bias []float32, y blas32.General) error {
+	if err := checkAll(of32(x), of32(w), of32(y)); err != nil {
+		return err
+	}
+	if x.Cols != w.Cols || y.Rows != x.Rows || y.Cols != w.Rows || bias != nil && len(bias) < y.Cols {
+		return fmt.Errorf("blas: %d×%d times the transpose of %d×%d with %d biases does not give %d×%d", x.Rows, x.Cols, w.Rows, w.Cols, len(bias), y.Rows, y.Cols)
+	}
+	p := newProduct[float32]()
+	p.a, p.m, p.k = of32(x).operand(NoTrans, false)
+	p.b, p.n, _ = of32(w).operand(Trans, true)
+	p.alpha, p.c, p.ldc, p.bias = 1, y.Data, y.Stride, bias
+	return p.run(ctx, workers)
+}

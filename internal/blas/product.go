@@ -322,7 +322,7 @@ func packPanel[T number](kr *kernels, w *worker[T], dst []T, s *source[T], at, n
 		for r := range kr.square {
 			w.rows[r] = unsafe.Pointer(&s.data[(at+min(g+r, n-1))*s.ld+k0 : (at+min(g+r, n-1))*s.ld+k0+k][0])
 		}
-		kr.transpose(unsafe.Add(d, g*size), width*size, &w.rows, k)
+		kr.transpose(unsafe.Add(d, g*size), width*size, &w.rows[0], 0, k)
 	}
 }
 

@@ -39,11 +39,12 @@ func twin[T number]() *kernels {
 			copy(d, unsafe.Slice((*T)(unsafe.Add(src, i*ld)), words*4/size))
 		}
 	}
-	k.transpose = func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, n int) {
+	k.transpose = func(dst unsafe.Pointer, ldd int, row *unsafe.Pointer, from, n int) {
+		rows := unsafe.Slice(row, twinRows)
 		for i := range n {
 			d := unsafe.Slice((*T)(unsafe.Add(dst, i*ldd)), twinRows)
 			for r := range d {
-				d[r] = *(*T)(unsafe.Add(rows[r], i*size))
+				d[r] = *(*T)(unsafe.Add(rows[r], from+i*size))
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package blas
 
 import (
+	"slices"
 	"sync"
 	"unsafe"
 )
@@ -19,6 +20,7 @@ type unfolded struct {
 	height   int     // of one phase
 	data     []float32
 	own      []float32
+	starts   []unsafe.Pointer // of the offsets in data, while gathering
 }
 
 type phase struct{ y, x int }
@@ -71,6 +73,7 @@ func unfold(g Patches, image []float32, group, top, rows int, copied bool) *unfo
 
 func (u *unfolded) release() {
 	u.data = nil
+	clear(u.starts)
 	unfoldings.Put(u)
 }
 
@@ -167,10 +170,13 @@ func packPatches(dst []float32, u *unfolded, lanes, at, cols, width, k0, k int) 
 	}
 }
 
-// runs cuts n outputs into runs of one image row each and returns how many
+// runs cuts n outputs into runs that lie together and returns how many
 // there are; only as many as fit are written.
 func (u *unfolded) runs(runs *[4]run, output, n int) int {
 	count, w := 0, u.geometry.OutW()
+	if w == u.line {
+		w = u.geometry.Rows() // rows follow each other
+	}
 	for lane := 0; lane < n; count++ {
 		length := min(n-lane, w-(output+lane)%w)
 		if count < len(runs) {
@@ -196,16 +202,17 @@ func (u *unfolded) gather(dst []float32, stride, from, n int) {
 		return
 	}
 	_ = dst[(n-1)*stride+inputs-1]
-	var rows [16]unsafe.Pointer
+	_ = u.data[u.at(from+n-1)+int(slices.Max(u.offsets))]
+	u.starts = u.starts[:0]
+	for _, o := range u.offsets {
+		u.starts = append(u.starts, unsafe.Pointer(&u.data[o]))
+	}
 	for r := 0; r < n; {
 		length := min(n-r, w-(from+r)%w)
 		at := u.at(from + r)
 		for i := 0; i < inputs; i += kr.square {
 			i = min(i, inputs-kr.square) // the last square overlaps
-			for j, o := range u.offsets[i : i+kr.square] {
-				rows[j] = unsafe.Pointer(&u.data[at+int(o) : at+int(o)+length][0])
-			}
-			kr.transpose(unsafe.Pointer(&dst[r*stride+i]), stride*4, &rows, length)
+			kr.transpose(unsafe.Pointer(&dst[r*stride+i]), stride*4, &u.starts[i], at*4, length)
 		}
 		r += length
 	}

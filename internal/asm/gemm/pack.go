@@ -151,14 +151,14 @@ func masks(f *file, a isa, lanes int) {
 func transpose(f *file, a isa) {
 	n := a.bytes / a.elem
 	name := "transpose" + a.name
-	f.text(name, "dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int", 32,
-		fmt.Sprintf("%s writes element i of each of %d rows side by side at dst+i·ldd, for i < k.", name, n))
+	f.text(name, "dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int", 40,
+		fmt.Sprintf("%s writes number i of each of %d rows, counted from byte from on, side by side at dst+i·ldd, for i < k.", name, n))
 	f.p("MOVQ dst+0(FP), DI")
 	f.p("MOVQ ldd+8(FP), R8")
 	f.p("MOVQ rows+16(FP), SI")
-	f.p("MOVQ k+24(FP), CX")
+	f.p("MOVQ from+24(FP), BX")
+	f.p("MOVQ k+32(FP), CX")
 	f.p("LEAQ (R8)(R8*2), R9")
-	f.p("XORQ BX, BX")
 	f.p("SUBQ $%d, CX", n)
 	f.p("JL   tail")
 	f.label("loop")

@@ -31,6 +31,7 @@ type bpe struct {
 	ignoreMerges   bool
 
 	cache pieceCache
+	words sync.Pool // of *word, for reuse
 }
 
 type pair struct{ left, right uint32 }
@@ -148,8 +149,11 @@ func (m *bpe) encode(piece string, ids []uint32) ([]uint32, error) {
 	if cached, ok := m.cache.get(piece); ok {
 		return append(ids, cached...), nil
 	}
-	w := words.Get().(*word)
-	defer words.Put(w)
+	w, ok := m.words.Get().(*word)
+	if !ok {
+		w = new(word)
+	}
+	defer m.words.Put(w)
 	if err := m.start(w, piece); err != nil {
 		return nil, err
 	}
@@ -244,9 +248,6 @@ type candidate struct {
 func (c candidate) before(d candidate) bool {
 	return c.rank < d.rank || c.rank == d.rank && c.pos < d.pos
 }
-
-// words are kept for reuse; none holds anything of a text.
-var words = sync.Pool{New: func() any { return new(word) }}
 
 func (w *word) add(id uint32) {
 	n := int32(len(w.symbols))

@@ -4,22 +4,21 @@ import "strings"
 
 // Byte-level tokenizers spell each byte as a printable character (GPT-2's table):
 // printable Latin-1 stands for itself, the other bytes are U+0100 and on, in order.
-var (
-	byteChars [256]string
-	charBytes = map[rune]byte{}
-)
+var byteChars, charBytes = byteTable()
 
-func init() {
+func byteTable() (chars [256]string, bytes map[rune]byte) {
+	bytes = map[rune]byte{}
 	next := rune(0x100)
-	for b := range byteChars {
+	for b := range chars {
 		r := rune(b)
 		if b < '!' || b > '~' && b < 0xA1 || b == 0xAD {
 			r = next
 			next++
 		}
-		byteChars[b] = string(r)
-		charBytes[r] = byte(b)
+		chars[b] = string(r)
+		bytes[r] = byte(b)
 	}
+	return chars, bytes
 }
 
 // toByteChars spells a text's bytes as characters.

@@ -11,7 +11,7 @@ import (
 
 const (
 	maxPattern     = 16 << 10         // bytes of a regular expression
-	patternTimeout = 30 * time.Second // for one match; real patterns take microseconds
+	patternTimeout = 10 * time.Second // for one match; real patterns take microseconds
 )
 
 // A pattern finds a literal string, or what a scanner or a regular expression
@@ -125,7 +125,7 @@ func (p *pattern) findRegexp(text string) ([]span, error) {
 	for from := 0; from <= len(runes); {
 		m, err := p.re.FindRunesMatchStartingAt(runes, from)
 		if err != nil {
-			return nil, &TextError{Problem: fmt.Sprintf("a regular expression of tokenizer.json takes too long on this text: %v", err)}
+			return nil, &TextError{Problem: fmt.Sprintf("a regular expression of tokenizer.json takes more than %v on this text; split it into shorter documents", patternTimeout)}
 		}
 		if m == nil {
 			break

@@ -154,11 +154,15 @@ func compare(t *testing.T, tok *Tokenizer, text string, want []uint32) {
 type job struct {
 	File  json.RawMessage `json:"file"`
 	Texts []string        `json:"texts"`
+
+	// Patterns ask for the pieces of the texts instead.
+	Patterns []string `json:"patterns,omitempty"`
 }
 
 type answer struct {
 	Reference, Port [][]uint32
 	Decoded         []string
+	Pieces          [][][]string // by pattern and text
 }
 
 // judge asks the reference, or skips.
@@ -205,7 +209,7 @@ func TestAgainstJudge(t *testing.T) {
 	configs := testConfigs(t)
 	var jobs []job
 	for _, c := range configs {
-		jobs = append(jobs, job{c.file, texts})
+		jobs = append(jobs, job{File: c.file, Texts: texts})
 	}
 	answers := judge(t, jobs)
 	if os.Getenv("FETTLE_UPDATE") != "" {
@@ -234,7 +238,7 @@ func TestTinyStoriesAgainstJudge(t *testing.T) {
 	for range 300 {
 		texts = append(texts, randomText(rng))
 	}
-	hold(t, parse(t, raw), texts, judge(t, []job{{raw, texts}})[0], true)
+	hold(t, parse(t, raw), texts, judge(t, []job{{File: raw, Texts: texts}})[0], true)
 }
 
 func hold(t *testing.T, tok *Tokenizer, texts []string, a answer, known bool) {

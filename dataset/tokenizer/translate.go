@@ -179,8 +179,8 @@ func (t *translator) atom(depth int) string {
 		return `[^\n]`
 	case t.accept("^"): // of each line, but not after a line break that ends the text
 		return `(?:\A|(?<=\n)(?!\z))`
-	case t.accept("$"): // of each line, but not after such a line break
-		return `(?:(?=\n)|(?<!\n)\z)`
+	case t.accept("$"): // of each line
+		return `(?:(?=\n)|\z)`
 	case t.accept(`\`):
 		return t.escape()
 	}
@@ -283,7 +283,9 @@ func (t *translator) escape() string {
 		if t.fold {
 			t.unsupported(`\%c without regard to case`, c)
 		}
-		return charSet{named: outsideWords.named, items: outsideWords.items, negated: c == 'W'}.String()
+		set := outsideWords
+		set.negated = c == 'W'
+		return set.String()
 	}
 	set, r := t.classEscape()
 	if set != nil {
@@ -302,16 +304,18 @@ func (t *translator) classEscape() (*charSet, rune) {
 	r := t.rune()
 	switch r {
 	case 's', 'S':
-		return &charSet{named: `\s`, negated: r == 'S'}, 0
+		return &charSet{named: `\s`, tables: []*unicode.RangeTable{unicode.White_Space}, negated: r == 'S'}, 0
 	case 'd', 'D':
 		return t.property("Nd", r == 'D'), 0
 	case 'h', 'H':
 		return &charSet{items: ranges{{'0', '9'}, {'A', 'F'}, {'a', 'f'}}, negated: r == 'H'}, 0
-	case 'w':
+	case 'w', 'W':
 		if t.fold {
-			t.unsupported(`\w without regard to case`)
+			t.unsupported(`\%c without regard to case`, r)
 		}
-		return &innerWords, 0
+		set := innerWords
+		set.negated = r == 'W'
+		return &set, 0
 	case 'p', 'P':
 		name, _, ok := strings.Cut(t.rest(), "}")
 		if !ok || !strings.HasPrefix(name, "{") {
@@ -347,7 +351,11 @@ func (t *translator) classEscape() (*charSet, rune) {
 			t.accept("}")
 			return nil, r
 		}
-		return nil, t.hex(2)
+		if r := t.hex(2); r < utf8.RuneSelf {
+			return nil, r
+		}
+		t.unsupported(`\x for a byte of a character`)
+		return nil, 0
 	}
 	if r >= utf8.RuneSelf || unicode.IsLetter(r) || unicode.IsDigit(r) {
 		t.unsupported(`the escape \%c`, r)
@@ -361,7 +369,7 @@ func (t *translator) hex(digits int) rune {
 		return 0
 	}
 	n, err := strconv.ParseUint(t.rest()[:digits], 16, 32)
-	if err != nil || n > unicode.MaxRune || !utf8.ValidRune(rune(n)) || digits == 2 && n >= utf8.RuneSelf {
+	if err != nil || n > unicode.MaxRune || !utf8.ValidRune(rune(n)) {
 		t.unsupported("the character code %s", t.rest()[:digits])
 		return 0
 	}
@@ -376,7 +384,12 @@ func (t *translator) property(name string, not bool) *charSet {
 		t.unsupported(`\p{%.40s}`, name)
 		return nil
 	}
-	return &charSet{named: `\p{` + name + `}`, table: tableOf(name), items: extra, negated: not}
+	if name == "Mn" { // U+1171E became Mc in Unicode 16: spelled out without it
+		set := charSet{tables: []*unicode.RangeTable{unicode.Mn}, items: extra}
+		others := charSet{items: append(set.complement(), runeRange{0x1171E, 0x1171E})}
+		return &charSet{items: others.complement(), negated: not}
+	}
+	return &charSet{named: `\p{` + name + `}`, tables: []*unicode.RangeTable{tableOf(name)}, items: extra, negated: not}
 }
 
 func tableOf(name string) *unicode.RangeTable {
@@ -457,23 +470,20 @@ func (t *translator) setChar() (rune, *charSet) {
 func (t *translator) join(out, set *charSet) {
 	switch {
 	case set == nil:
-	case !set.negated:
-		out.named += set.named
-		out.items = append(out.items, set.items...)
-	case set.named == `\s` && len(set.items) == 0:
-		out.named += `\S`
-	case set.table != nil || set.named == "":
+	case set.negated:
 		out.items = append(out.items, set.complement()...)
 	default:
-		t.unsupported("a negated class in a class")
+		out.named += set.named
+		out.tables = append(out.tables, set.tables...)
+		out.items = append(out.items, set.items...)
 	}
 }
 
-// A charSet is a set of characters: those that regexp2 has a name for, ranges
+// A charSet is a set of characters: those that regexp2 has a name for and ranges
 // beside them, or all others.
 type charSet struct {
 	named   string
-	table   *unicode.RangeTable // what named means, where it is one property
+	tables  []*unicode.RangeTable // what named means
 	items   ranges
 	negated bool
 }
@@ -496,16 +506,16 @@ func (s charSet) String() string {
 	return b.String()
 }
 
-// complement gives the characters that are not in a set.
+// complement gives the characters that are not in a set before it is negated.
 func (s charSet) complement() ranges {
 	all := slices.Clone(s.items)
-	if s.table != nil {
-		for _, r := range s.table.R16 {
+	for _, table := range s.tables {
+		for _, r := range table.R16 {
 			for c := rune(r.Lo); c <= rune(r.Hi); c += rune(r.Stride) {
 				all = append(all, runeRange{c, c})
 			}
 		}
-		for _, r := range s.table.R32 {
+		for _, r := range table.R32 {
 			for c := rune(r.Lo); c <= rune(r.Hi); c += rune(r.Stride) {
 				all = append(all, runeRange{c, c})
 			}
@@ -520,18 +530,22 @@ func (s charSet) complement() ranges {
 		}
 		next = max(next, r.hi+1)
 	}
-	return append(out, runeRange{next, unicode.MaxRune})
+	if next <= unicode.MaxRune {
+		out = append(out, runeRange{next, unicode.MaxRune})
+	}
+	return out
 }
 
 // Oniguruma's word characters: in a class Alphabetic, M, Nd and Pc; elsewhere also
 // the superscript digits and fractions of Latin-1.
 var (
 	innerWords = charSet{
-		named: `\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\p{Other_Alphabetic}`,
-		items: newWords,
+		named:  `\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\p{Other_Alphabetic}`,
+		tables: []*unicode.RangeTable{unicode.L, unicode.M, unicode.Nd, unicode.Nl, unicode.Pc, unicode.Other_Alphabetic},
+		items:  newWords,
 	}
 	outsideWords = charSet{
 		named: innerWords.named,
-		items: append(slices.Clone(innerWords.items), runeRange{0xB2, 0xB3}, runeRange{0xB9, 0xB9}, runeRange{0xBC, 0xBE}),
+		items: append(slices.Clone(newWords), runeRange{0xB2, 0xB3}, runeRange{0xB9, 0xB9}, runeRange{0xBC, 0xBE}),
 	}
 )

@@ -6,7 +6,8 @@
 // MODULES is a node_modules folder with `tokenizers`, the reference's own binding,
 // or `@huggingface/tokenizers`, the port. An answer has ids and decoded texts of
 // the reference, and the ids of the port; null where that package is not there,
-// and where the port gives an error.
+// and where the port gives an error. A job {patterns: [...], texts: [...]} asks for
+// the pieces in which each regular expression cuts each text.
 const fs = require('fs');
 const path = require('path');
 
@@ -20,7 +21,18 @@ const load = (name) => {
 const reference = load('tokenizers');
 const port = load('@huggingface/tokenizers');
 
+function pieces(pattern, texts) {
+  const split = { type: 'Split', pattern: { Regex: pattern }, behavior: 'Isolated', invert: false };
+  const model = { type: 'BPE', vocab: { a: 0 }, merges: [] };
+  const t = reference.Tokenizer.fromString(JSON.stringify({ version: '1.0', added_tokens: [], pre_tokenizer: split, model }));
+  const cut = t.getPreTokenizer();
+  return texts.map((text) => cut.preTokenizeString(text).map((p) => p[0]));
+}
+
 async function answer(job) {
+  if (job.patterns) {
+    return { pieces: reference && job.patterns.map((p) => pieces(p, job.texts)) };
+  }
   const out = { reference: null, decoded: null, port: null };
   if (reference) {
     const t = reference.Tokenizer.fromString(JSON.stringify(job.file));

@@ -84,12 +84,11 @@ func lowercase(s string) string {
 	var b strings.Builder
 	b.Grow(len(s))
 	for _, r := range s {
-		switch {
-		case r == 'İ': // the one whose full mapping has two characters
+		if r == 'İ' { // the one whose full mapping has two characters
 			b.WriteString("i\u0307")
-		default:
-			b.WriteRune(lower(r))
+			continue
 		}
+		b.WriteRune(lower(r))
 	}
 	return b.String()
 }

@@ -119,7 +119,8 @@ func Parse(json []byte) (*Tokenizer, error) {
 
 // WithoutPrefix gives the same tokenizer, but one that puts nothing before a text:
 // no space or ▁ by Prepend, Metaspace or ByteLevel's add_prefix_space. Some models
-// were trained so although their tokenizer.json says otherwise.
+// were trained so although their tokenizer.json says otherwise. Hash does not tell
+// the two apart.
 func (t *Tokenizer) WithoutPrefix() *Tokenizer {
 	bare := *t
 	bare.bare = true

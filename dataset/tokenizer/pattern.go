@@ -3,6 +3,7 @@ package tokenizer
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -112,6 +113,9 @@ func (p *pattern) findRegexp(text string) ([]span, error) {
 	if text == "" {
 		return nil, nil
 	}
+	if len(text) > math.MaxInt32 {
+		return nil, tooLong(len(text))
+	}
 	runes := make([]rune, 0, len(text))
 	offsets := make([]int32, 0, len(text)+1) // of runes in text
 	for i, r := range text {
@@ -154,7 +158,19 @@ func (p *pattern) replace(in piece, content string) (piece, error) {
 	if err != nil {
 		return in, err
 	}
+	size := 0
+	for _, s := range found {
+		if s.match {
+			size += len(content)
+		} else {
+			size += s.end - s.begin
+		}
+	}
+	if size > maxTextBytes {
+		return in, tooLong(size)
+	}
 	var b strings.Builder
+	b.Grow(size)
 	zero := 0
 	for _, s := range found {
 		n := 0
@@ -169,9 +185,6 @@ func (p *pattern) replace(in piece, content string) (piece, error) {
 			}
 		}
 		zero += n
-		if b.Len() > maxTextBytes {
-			return in, &TextError{Problem: "Replace makes a text of more than 1 GiB"}
-		}
 	}
 	in.text, in.zero = b.String(), zero
 	return in, nil

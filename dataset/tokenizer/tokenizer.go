@@ -24,7 +24,7 @@ import (
 
 const (
 	maxFileBytes = 256 << 20 // the largest known tokenizer.json has about 35 MB
-	maxTextBytes = 1 << 30   // positions in a text are int32
+	maxTextBytes = 1<<30 - 1 // positions in a text are int32, and spelling bytes as characters doubles it
 )
 
 // An UnsupportedError says that a tokenizer.json uses something that this
@@ -58,6 +58,10 @@ type TextError struct {
 }
 
 func (e *TextError) Error() string { return "tokenizer: " + e.Problem }
+
+func tooLong(size int) error {
+	return &TextError{Problem: fmt.Sprintf("a text of %d bytes, or one that becomes so when normalized, is too long; split it into documents", size)}
+}
 
 // A Tokenizer turns text into token ids and back. It is safe for concurrent use.
 // The file's truncation and padding are settings of a call in the reference, not
@@ -134,12 +138,12 @@ func (t *Tokenizer) WithoutPrefix() *Tokenizer {
 //
 // It takes O(n log n) time and memory proportional to the text.
 //
-// Errors: *TextError for a text over 1 GiB, a character without a token in a
+// Errors: *TextError for a text over 1 GiB (normalized, too), a character without a token in a
 // vocabulary without an unknown token, and a regular expression of the file that
 // takes too long.
 func (t *Tokenizer) Encode(text string, addSpecial bool) ([]uint32, error) {
 	if len(text) > maxTextBytes {
-		return nil, &TextError{Problem: fmt.Sprintf("a text of %d bytes is too long; split it into documents of at most 1 GiB", len(text))}
+		return nil, tooLong(len(text))
 	}
 	pieces, err := t.split(lossyUTF8(text))
 	if err != nil {
@@ -174,6 +178,7 @@ func (t *Tokenizer) split(text string) ([]piece, error) {
 	}
 	if t.normalize != nil || tokens.some() {
 		var out []piece
+		total := 0
 		for _, p := range pieces {
 			if p.isToken {
 				out = append(out, p)
@@ -184,6 +189,9 @@ func (t *Tokenizer) split(text string) ([]piece, error) {
 				if p, err = t.normalize(p); err != nil {
 					return nil, err
 				}
+			}
+			if total += len(p.text); total > maxTextBytes {
+				return nil, tooLong(total)
 			}
 			out = tokens.split(out, p)
 		}

@@ -488,3 +488,22 @@ func TestNormalForms(t *testing.T) {
 		t.Errorf("%+q, want %+q", got, want)
 	}
 }
+
+// A small file cannot make a text of any size.
+func TestGrowthIsBounded(t *testing.T) {
+	long := strings.Repeat("b", 1<<20)
+	normalizers := []string{fmt.Sprintf(`{"type":"Replace","pattern":{"String":"a"},"content":%q}`, long)}
+	if os.Getenv("FETTLE_LONG") != "" { // fills 1 GiB
+		normalizers = append(normalizers, fmt.Sprintf(`{"type":"Prepend","prepend":%q}`, long))
+	}
+	for _, n := range normalizers {
+		tok := parse(t, tiny(map[string]string{
+			"normalizer":   n,
+			"added_tokens": `[{"id":1,"content":"b","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}]`,
+		}))
+		var bad *TextError
+		if _, err := tok.Encode(strings.Repeat("a", 2000)+strings.Repeat("ab", 2000), false); !errors.As(err, &bad) {
+			t.Errorf("%.30s: %v, want a TextError", n, err)
+		}
+	}
+}

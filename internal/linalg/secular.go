@@ -126,7 +126,7 @@ func (s *secularProblem) root(i int, distance []float64) float64 {
 	if !(lo < tau && tau < hi) {
 		tau = lo + (hi-lo)/2
 	}
-	for step := 0; step < 100; step++ {
+	for step := range 100 {
 		f := s.at(origin, tau, split, distance)
 		if math.Abs(f.value) <= epsilon*f.rounding {
 			break

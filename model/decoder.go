@@ -70,7 +70,7 @@ func (d *decoder) build(x int, block func(i, x int) int, finish func(x int) int)
 	if err := d.s.finish(); err != nil {
 		return nil, err
 	}
-	return d.graphBuilder.finish(x)
+	return d.finish(x)
 }
 
 // linear appends a layer of the given outputs. fusion groups those of a block.

@@ -664,8 +664,10 @@ func TestAttentionIsItsDefinition(t *testing.T) {
 			}
 			at += width
 		}
-		g := &Graph{Values: []Value{{"q", []int{wide}}, {"k", []int{narrow}}, {"v", []int{narrow}}, {"y", []int{wide}}},
-			Ops: []Op{{Kind: Attend, Name: "attention", Inputs: []int{0, 1, 2}, Output: 3, Attention: a}}, Output: 3}
+		g := &Graph{
+			Values: []Value{{"q", []int{wide}}, {"k", []int{narrow}}, {"v", []int{narrow}}, {"y", []int{wide}}},
+			Ops:    []Op{{Kind: Attend, Name: "attention", Inputs: []int{0, 1, 2}, Output: 3, Attention: a}}, Output: 3,
+		}
 		// The graph has one input, so that Check would refuse the other two.
 		e := &Executor{graph: g, pool: pool.New(2)}
 		y, err := e.Step(context.Background(), 0, in)
@@ -695,8 +697,10 @@ func TestAttentionIsItsDefinition(t *testing.T) {
 func TestAttentionOfPrefixes(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 1))
 	a := &Attention{Heads: 2, KVHeads: 1, HeadDim: 8, Scale: 40, Causal: true, Window: 100, Rope: &Rope{Theta: 1e4, Dims: 8}}
-	g := &Graph{Values: []Value{{"qkv", []int{32}}, {"y", []int{16}}},
-		Ops: []Op{{Kind: Attend, Name: "attention", Inputs: []int{0}, Output: 1, Attention: a}}, Output: 1}
+	g := &Graph{
+		Values: []Value{{"qkv", []int{32}}, {"y", []int{16}}},
+		Ops:    []Op{{Kind: Attend, Name: "attention", Inputs: []int{0}, Output: 1, Attention: a}}, Output: 1,
+	}
 	long := batch(r, 2*keyTile+9, 32)
 	long.Lengths = []int{long.Shape[0]}
 	want := step(t, g, nil, long)

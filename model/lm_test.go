@@ -300,6 +300,7 @@ func TestConfigErrors(t *testing.T) {
 		{"llama-llama3", "rope_scaling.low_freq_factor", keys{"rope_scaling": keys{"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 32}}},
 		{"llama-llama3", "rope_scaling", keys{"rope_parameters": keys{"rope_type": "default"}}},
 		{"llama-llama3", "rope_theta", keys{"rope_theta": 0}},
+		{"llama-llama3", "rms_norm_eps", keys{"rms_norm_eps": -1e-6}},
 		{"llama-llama3", "partial_rotary_factor", keys{"partial_rotary_factor": .5}},
 		{"llama-llama3", "attention_multiplier", keys{"attention_multiplier": .2}},
 		{"llama-llama3", "sliding_window", keys{"sliding_window": 8}},

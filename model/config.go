@@ -130,6 +130,15 @@ func (c *config) count(key string, absent int) int {
 	return n
 }
 
+// eps returns what a normalization adds to a variance.
+func (c *config) eps(key string, absent float64) float64 {
+	v := get(c, key, absent)
+	if !(v >= 0 && v < 1) {
+		c.fail(key, "cannot be %v", v)
+	}
+	return v
+}
+
 // only fails when a key has another value than want, which is also its default.
 func only[T comparable](c *config, key string, want T) {
 	if v := get(c, key, want); v != want {

@@ -9,5 +9,12 @@
 // BatchNorm stays an operation of its own and is never folded into weights, so
 // that a compressed checkpoint keeps the original's tensors.
 //
+// A language model's samples are tokens. Its graph comes from the tensors and a
+// Hugging Face folder's config.json, where a key that is not known is an error.
+// NewTokens batches sequences of any lengths without padding; only attention
+// knows where one ends. Hidden and Head keep the logits, tokens × vocabulary,
+// from being whole at once.
+//
 // Each architecture is one file with one builder; see builders in build.go.
+// Families of decoders share the pieces of decoder.go and llama.go.
 package model

@@ -36,7 +36,7 @@ func buildGPT2(tensors []loader.Tensor, o Options) (*Graph, error) {
 	if !ok {
 		c.fail("activation_function", "%q is not supported", act)
 	}
-	eps, tied := get(c, "layer_norm_epsilon", 1e-5), get(c, "tie_word_embeddings", true)
+	eps, tied := c.eps("layer_norm_epsilon", 1e-5), get(c, "tie_word_embeddings", true)
 
 	x := d.embed("wte", tied, &Embedding{Positions: d.prefix + "wpe.weight", MaxPositions: d.g.Context})
 	return d.build(x, func(i, x int) int {

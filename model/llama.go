@@ -45,7 +45,7 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 	}
 	attention.Scale = 1 / math.Sqrt(float64(attention.HeadDim))
 	attention.Rope = c.rope(attention.HeadDim)
-	eps, tied := get(c, "rms_norm_eps", 1e-6), get(c, "tie_word_embeddings", false)
+	eps, tied := c.eps("rms_norm_eps", 1e-6), get(c, "tie_word_embeddings", false)
 	switch act := get(c, "hidden_act", "silu"); act {
 	case "silu", "swish":
 	default:

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"gonum.org/v1/gonum/blas/blas32"
@@ -151,6 +152,10 @@ func meanLoss(t testing.TB, e *Executor, docs [][]uint32, batch int) float64 {
 func TestStories260K(t *testing.T) {
 	folder := moduleFile(t, "../shared/data/llm-stories260k")
 	_, e := languageModel(t, folder, 2)
+	checkExpected(t, e, folder)
+	if testing.Short() {
+		return
+	}
 	docs := documents(t, filepath.Join(folder, "valid"))
 	if got := meanLoss(t, e, docs[:200], 50); math.Abs(got-1.305212) > 1e-5 {
 		t.Errorf("first 200 documents: %.6f nats a token, want 1.305212", got)
@@ -160,7 +165,6 @@ func TestStories260K(t *testing.T) {
 			t.Errorf("all documents: %.6f nats a token, want 1.293664", got)
 		}
 	}
-	checkExpected(t, e, folder)
 }
 
 func TestTinyStories656K(t *testing.T) {
@@ -170,6 +174,34 @@ func TestTinyStories656K(t *testing.T) {
 		t.Errorf("the head is not tied:\n%v", g)
 	}
 	checkExpected(t, e, folder)
+}
+
+// The project's own model, with the figures of its generator.
+func TestStoriesOfTestmodels(t *testing.T) {
+	folder := moduleFile(t, "testmodels/lm")
+	_, e := languageModel(t, folder, 2)
+	text, err := os.ReadFile(filepath.Join(folder, "EXPECTED.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want struct {
+		Documents int
+		Loss      float64
+		IDs       []uint32
+		Logits    []float64 `json:"logits_last_of_first"`
+	}
+	if err := json.Unmarshal(text, &want); err != nil {
+		t.Fatal(err)
+	}
+	docs := documents(t, filepath.Join(folder, "test"))
+	if len(docs) != want.Documents || !slices.Equal(docs[0], want.IDs) {
+		t.Errorf("%d documents, the first is %v", len(docs), docs[0])
+	}
+	if got := meanLoss(t, e, docs, 64); math.Abs(got-want.Loss) > 1e-5 {
+		t.Errorf("%.6f nats a token, want %.6f", got, want.Loss)
+	}
+	y := forward(t, e, NewTokens(docs[0]))
+	wantClose(t, "logits", sample(y, len(docs[0])-2), want.Logits, 1e-4)
 }
 
 // checkExpected holds the losses and last logits of EXPECTED.json.

@@ -25,7 +25,8 @@
 // The rare checkpoint whose names do not read back unambiguously is refused.
 // The safetensors metadata is the source's own, with "format": "pt" where it
 // had none; the key "fettle.dtypes" tells the original dtype of compressed
-// weights whose scales are of another.
+// weights whose scales are of another, and "fettle.transposed" names the weights
+// that the checkpoint stores as in×out (their codes are out×in like all others).
 //
 // # Dense output
 //

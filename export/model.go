@@ -67,6 +67,10 @@ func (m *Model) arrange(targets map[string]scheme) error {
 	if err != nil {
 		return err
 	}
+	transposed, err := m.transposedWeights()
+	if err != nil {
+		return err
+	}
 	companion := map[string]bool{}
 	for _, target := range slices.Sorted(maps.Keys(targets)) {
 		weight, err := resolve(target, names)
@@ -76,7 +80,7 @@ func (m *Model) arrange(targets map[string]scheme) error {
 		if _, ok := m.specs[weight]; ok || names[weight] {
 			return bad(weight, ErrCorrupt, "stands there twice")
 		}
-		spec, err := m.readSpec(weight, targets[target])
+		spec, err := m.readSpec(weight, targets[target], transposed[weight])
 		if err != nil {
 			return err
 		}
@@ -130,13 +134,31 @@ func (m *Model) originalDTypes() (map[string]dtype.DType, error) {
 	return dtypes, nil
 }
 
+// transposedWeights reads the metadata key that names the weights which the
+// checkpoint stores as in×out.
+func (m *Model) transposedWeights() (map[string]bool, error) {
+	text, ok := m.file.Metadata()[transposedKey]
+	if !ok {
+		return nil, nil
+	}
+	var names []string
+	if err := json.Unmarshal([]byte(text), &names); err != nil {
+		return nil, fmt.Errorf("metadata %s: %w: %w", transposedKey, ErrCorrupt, err)
+	}
+	set := make(map[string]bool, len(names))
+	for _, name := range names {
+		set[name] = true
+	}
+	return set, nil
+}
+
 // maxDims is more dimensions than any layer's weight has.
 const maxDims = 8
 
 // readSpec reads a compressed weight's shape and holds all its tensors against
 // it.
-func (m *Model) readSpec(name string, s scheme) (Spec, error) {
-	spec := Spec{Name: name, Bits: s.bits, Granularity: s.granularity, GroupSize: s.groupSize, Symmetric: s.symmetric}
+func (m *Model) readSpec(name string, s scheme, transposed bool) (Spec, error) {
+	spec := Spec{Name: name, Transposed: transposed, Bits: s.bits, Granularity: s.granularity, GroupSize: s.groupSize, Symmetric: s.symmetric}
 	shape, ok := m.file.Lookup(name + shapeSuffix)
 	if !ok {
 		return spec, bad(name+shapeSuffix, ErrCorrupt, "is missing")
@@ -160,6 +182,9 @@ func (m *Model) readSpec(name string, s scheme) (Spec, error) {
 		return spec, bad(shape.Name, ErrCorrupt, "%v is too large", spec.Shape)
 	}
 	spec.Rows, spec.Cols = spec.Shape[0], n/spec.Shape[0]
+	if transposed {
+		spec.Rows, spec.Cols = spec.Cols, spec.Rows
+	}
 	scale, ok := m.file.Lookup(name + scaleSuffix)
 	if !ok {
 		return spec, bad(name+scaleSuffix, ErrCorrupt, "is missing")
@@ -236,7 +261,7 @@ func (m *Model) Solution(name string) (*layer.Solution, error) {
 	if !ok {
 		return nil, bad(name, ErrInput, "is not compressed")
 	}
-	s := &layer.Solution{Layer: name, Rows: spec.Rows, Cols: spec.Cols, Grid: layer.Grid{
+	s := &layer.Solution{Layer: name, Rows: spec.Rows, Cols: spec.Cols, Transposed: spec.Transposed, Grid: layer.Grid{
 		Bits: spec.Bits, Granularity: spec.Granularity, GroupSize: spec.GroupSize,
 		Symmetric: spec.Symmetric, ScaleType: spec.ScaleType,
 	}}

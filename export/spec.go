@@ -21,6 +21,7 @@ type Spec struct {
 	Name        string // the weight tensor's name, e.g. module.conv1.weight
 	Shape       []int  // its shape as stored in the checkpoint
 	Rows, Cols  int    // of its out×in matrix
+	Transposed  bool   // the checkpoint stores it as in×out
 	Bits        int
 	Granularity layer.Granularity
 	GroupSize   int // 0 unless PerGroup
@@ -33,7 +34,7 @@ func SpecOf(name string, shape []int, s *layer.Solution) Spec {
 	return Spec{
 		Name: name, Shape: shape, Rows: s.Rows, Cols: s.Cols,
 		Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
-		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType,
+		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType, Transposed: s.Transposed,
 	}
 }
 
@@ -183,7 +184,9 @@ func (s Spec) check(kind error) error {
 		return bad(s.Name, kind, "scales of dtype %s", s.ScaleType)
 	case !ok || n == 0 || len(s.Shape) == 0:
 		return bad(s.Name, kind, "a weight of shape %v cannot be compressed", s.Shape)
-	case s.Rows != s.Shape[0] || s.Cols != n/s.Rows:
+	case s.Transposed && (len(s.Shape) != 2 || s.Cols != s.Shape[0] || s.Rows != s.Shape[1]):
+		return bad(s.Name, kind, "shape %v is not that of a transposed %d×%d matrix", s.Shape, s.Rows, s.Cols)
+	case !s.Transposed && (s.Rows != s.Shape[0] || s.Cols != n/s.Rows):
 		return bad(s.Name, kind, "shape %v is not that of a %d×%d matrix", s.Shape, s.Rows, s.Cols)
 	}
 	return nil
@@ -255,27 +258,45 @@ func checkNames(list []safetensors.Source, specs map[string]Spec) error {
 // dtypesKey is the metadata key of the original dtypes of compressed weights.
 const dtypesKey = "fettle.dtypes"
 
-// metadata is what model.safetensors says of itself: the source's own metadata
-// and the dtypes that cannot be seen elsewhere.
+// transposedKey is the metadata key of the weights that the checkpoint stores
+// as in×out; their codes are out×in like all others.
+const transposedKey = "fettle.transposed"
+
+// metadata is what model.safetensors says of itself: the source's own metadata,
+// and the dtypes and the transposed weights that cannot be seen elsewhere.
 func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string, error) {
 	m := sourceMetadata(ckpt)
 	dtypes := map[string]string{}
-	for name, s := range specs {
-		if t, _ := ckpt.Lookup(name); t.DType != s.ScaleType {
+	var transposed []string
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		if t, _ := ckpt.Lookup(name); t.DType != specs[name].ScaleType {
 			dtypes[name] = t.DType.String()
 		}
+		if specs[name].Transposed {
+			transposed = append(transposed, name)
+		}
 	}
-	if len(dtypes) == 0 {
-		return m, nil
+	if len(dtypes) > 0 {
+		text, err := json.Marshal(dtypes) // keys come out sorted
+		if err != nil {
+			return nil, err
+		}
+		m[dtypesKey] = string(text)
 	}
-	text, err := json.Marshal(dtypes) // keys come out sorted
-	m[dtypesKey] = string(text)
-	return m, err
+	if len(transposed) > 0 {
+		text, err := json.Marshal(transposed)
+		if err != nil {
+			return nil, err
+		}
+		m[transposedKey] = string(text)
+	}
+	return m, nil
 }
 
 func sourceMetadata(ckpt *loader.Checkpoint) map[string]string {
 	m := map[string]string{"format": "pt"}
 	maps.Copy(m, ckpt.Metadata())
 	delete(m, dtypesKey)
+	delete(m, transposedKey)
 	return m
 }

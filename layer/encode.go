@@ -98,6 +98,7 @@ type solutionHead struct {
 	GroupSize   int         `json:"group_size"`
 	Symmetric   bool        `json:"symmetric"`
 	ScaleType   string      `json:"scale_type"`
+	Transposed  bool        `json:"transposed,omitempty"`
 	Errors      Errors      `json:"errors"`
 	Fallbacks   []Fallback  `json:"fallbacks,omitempty"`
 }
@@ -116,7 +117,7 @@ func EncodeSolution(w io.Writer, s *Solution) error {
 	return u.write(w, solutionHead{
 		Layer: s.Layer, Method: s.Method, Rows: s.Rows, Cols: s.Cols,
 		Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
-		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType.String(),
+		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType.String(), Transposed: s.Transposed,
 		Errors: s.Errors, Fallbacks: s.Fallbacks,
 	})
 }
@@ -139,7 +140,7 @@ func DecodeSolution(r io.ReaderAt, size int64) (*Solution, error) {
 			Bits: head.Bits, Granularity: head.Granularity, GroupSize: head.GroupSize,
 			Symmetric: head.Symmetric, ScaleType: scaleType,
 		},
-		Errors: head.Errors, Fallbacks: head.Fallbacks,
+		Transposed: head.Transposed, Errors: head.Errors, Fallbacks: head.Fallbacks,
 	}
 	scales, err := u.length("scales")
 	if err != nil || s.Rows < 1 || s.Cols < 1 || s.Rows > math.MaxInt32 || s.Cols > math.MaxInt32 {

@@ -129,6 +129,9 @@ type Solution struct {
 	Grid  Grid
 	Codes []int8 // Rows×Cols, row-major, each within Grid.Range
 
+	// Transposed says that the checkpoint stores the weight as Cols×Rows.
+	Transposed bool
+
 	// Bias is added to the layer's outputs, one value per row; nil for none.
 	Bias []float64
 
@@ -166,11 +169,21 @@ type Fallback struct {
 	Reason string `json:"reason"`
 }
 
-// Weight writes the rebuilt weight Ŵ, Rows×Cols row-major, to dst: the values
-// that every reader of the written codes computes, scale·(code − zero point)
-// in float32.
+// Weight writes the rebuilt weight Ŵ to dst, row-major in the shape in which
+// the checkpoint stores it: the values that every reader of the written codes
+// computes, scale·(code − zero point) in float32.
 func (s *Solution) Weight(dst []float32) {
+	if !s.Transposed {
+		for r := range s.Rows {
+			s.Grid.Dequantize(dst[r*s.Cols:][:s.Cols], s.Codes[r*s.Cols:][:s.Cols], r)
+		}
+		return
+	}
+	row := make([]float32, s.Cols)
 	for r := range s.Rows {
-		s.Grid.Dequantize(dst[r*s.Cols:][:s.Cols], s.Codes[r*s.Cols:][:s.Cols], r)
+		s.Grid.Dequantize(row, s.Codes[r*s.Cols:][:s.Cols], r)
+		for c, v := range row {
+			dst[c*s.Rows+r] = v
+		}
 	}
 }

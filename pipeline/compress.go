@@ -185,7 +185,7 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 func (c *compression) setKeys(s *stop) (err error) {
 	if c.calibration != nil {
 		s.key, err = key("moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
-			c.calibration.SHA256(), c.graph.Values[s.value].Name, s.reading, c.upstream)
+			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream)
 		if err != nil {
 			return err
 		}
@@ -289,8 +289,8 @@ func (c *compression) startStreams(ctx context.Context) error {
 		return nil
 	}
 	c.clock.enter(StageOriginal)
-	input := newInput(c.graph, c.calibration.N)
-	if err := c.calibration.Read(input.Data, 0, c.calibration.N); err != nil {
+	input, err := c.calibration.batch(0, c.calibration.count())
+	if err != nil {
 		return err
 	}
 	c.streams = &streams{
@@ -300,12 +300,6 @@ func (c *compression) startStreams(ctx context.Context) error {
 		same:       map[int]bool{},
 	}
 	return ctx.Err()
-}
-
-// newInput returns an empty batch of n samples of the graph's input.
-func newInput(g *model.Graph, n int) *model.Tensor {
-	shape := append([]int{n}, g.Values[g.Input].Shape...)
-	return &model.Tensor{Shape: shape, Data: make([]float32, elements(shape))}
 }
 
 func elements(shape []int) int {
@@ -327,12 +321,31 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, m *layer.Moments)
 	if op.Conv != nil {
 		kind = layer.Conv2D
 	}
-	return quantize.Solve(ctx, c.pool, &layer.Problem{
+	if op.Transposed {
+		w = transposed(w, l.Spec.Cols, l.Spec.Rows)
+	}
+	s, err := quantize.Solve(ctx, c.pool, &layer.Problem{
 		Layer: l.Weight, Kind: kind, Shape: l.Shape, Groups: op.Groups(),
 		Weight:    blas32.General{Rows: l.Spec.Rows, Cols: l.Spec.Cols, Stride: l.Spec.Cols, Data: w},
 		ScaleType: l.Spec.ScaleType,
 		Moments:   m,
 	}, l.Options)
+	if err != nil {
+		return nil, err
+	}
+	s.Transposed = op.Transposed
+	return s, nil
+}
+
+// transposed returns the cols×rows transpose of a rows×cols matrix.
+func transposed(m []float32, rows, cols int) []float32 {
+	t := make([]float32, len(m))
+	for r := range rows {
+		for c := range cols {
+			t[c*rows+r] = m[r*cols+c]
+		}
+	}
+	return t
 }
 
 // accept puts a solution into the compressed model and into the record.

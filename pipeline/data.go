@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/fettle-dev/fettle/dataset"
+	"github.com/fettle-dev/fettle/dataset/tokenizer"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/record"
 )
@@ -19,6 +22,59 @@ type InputError struct {
 }
 
 func (e *InputError) Error() string { return e.Path + ": " + e.Reason }
+
+// samples are data in the form in which a graph takes them: images, or
+// sequences of token ids.
+type samples interface {
+	count() int
+	sha256() string
+	// batch returns samples from … from+n−1 as the graph's input.
+	batch(from, n int) (*model.Tensor, error)
+	record(role string, d *Data) record.Data
+}
+
+// imageSamples are images of the shape that a graph takes, or flattened to it.
+type imageSamples struct {
+	*dataset.Images
+	shape []int
+}
+
+func (s imageSamples) count() int     { return s.N }
+func (s imageSamples) sha256() string { return s.SHA256() }
+
+func (s imageSamples) batch(from, n int) (*model.Tensor, error) {
+	shape := append([]int{n}, s.shape...)
+	x := &model.Tensor{Shape: shape, Data: make([]float32, elements(shape))}
+	return x, s.Read(x.Data, from, n)
+}
+
+func (s imageSamples) record(role string, d *Data) record.Data {
+	return record.Data{Role: role, Path: d.Path, Format: d.Format, Samples: s.N, Of: s.Of, Seed: d.Seed, SHA256: s.SHA256()}
+}
+
+// textSamples are sequences of a language model's token ids.
+type textSamples struct{ *dataset.Sequences }
+
+func (s textSamples) count() int     { return s.N }
+func (s textSamples) sha256() string { return s.SHA256() }
+
+func (s textSamples) batch(from, n int) (*model.Tensor, error) {
+	sequences := make([][]uint32, n)
+	for i := range sequences {
+		sequences[i] = s.Tokens(from + i)
+	}
+	return model.NewTokens(sequences...), nil
+}
+
+func (s textSamples) record(role string, d *Data) record.Data {
+	return record.Data{
+		Role: role, Path: d.Path, Format: d.Format, Samples: s.N, Of: s.Of, Seed: d.Seed, SHA256: s.SHA256(),
+		Sequences: s.N, Tokens: int64(s.Total()), Length: d.Text.Length,
+	}
+}
+
+// isLanguage reports whether a graph takes token ids.
+func isLanguage(g *model.Graph) bool { return len(g.Ops) > 0 && g.Ops[0].Kind == model.Embed }
 
 // openData opens the calibration and evaluation data and checks them against
 // the graph's input.
@@ -33,10 +89,10 @@ func (r *run) openData(ctx context.Context) (err error) {
 			}
 		}
 	}
-	if r.calibration, err = r.openImages(ctx, r.recipe.Calibration); err != nil {
+	if r.calibration, err = openSamples(ctx, r.recipe, r.recipe.Calibration, r.graph); err != nil {
 		return err
 	}
-	if r.evaluation, err = r.openImages(ctx, r.recipe.Evaluate); err != nil {
+	if r.evaluation, err = openSamples(ctx, r.recipe, r.recipe.Evaluate, r.graph); err != nil {
 		return err
 	}
 	if overlap(r.recipe.Calibration, r.recipe.Evaluate) {
@@ -45,16 +101,31 @@ func (r *run) openData(ctx context.Context) (err error) {
 	return nil
 }
 
-func (r *run) openImages(ctx context.Context, d *Data) (*dataset.Images, error) {
+// openSamples opens data for a graph; nil where none is named.
+func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (samples, error) {
 	if d == nil {
 		return nil, nil
 	}
-	return OpenImages(ctx, d, r.graph, r.recipe.Model.Input)
+	if isLanguage(g) {
+		sequences, err := openText(ctx, r, d, g)
+		if err != nil {
+			return nil, err
+		}
+		return textSamples{sequences}, nil
+	}
+	images, err := OpenImages(ctx, d, g, r.Model.Input)
+	if err != nil {
+		return nil, err
+	}
+	return imageSamples{images, g.Values[g.Input].Shape}, nil
 }
 
 // OpenImages opens samples for a graph: normalized as input says, or else as
 // the architecture is used to, and of the graph's input shape.
 func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dataset.Images, error) {
+	if !slices.Contains(imageFormats, d.Format) {
+		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("format %s is not one of images (%s), which the model takes", d.Format, strings.Join(imageFormats, ", "))}
+	}
 	o := dataset.Options{
 		Path: d.Path, Format: d.Format, Labels: d.Labels, Samples: d.Samples, Seed: d.Seed,
 		Normalize: dataset.Normalize(g.Normalize),
@@ -77,6 +148,49 @@ func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dat
 	return images, nil
 }
 
+// openText opens text, by the tokenizer in the model's folder, or token ids.
+func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset.Sequences, error) {
+	if !slices.Contains(textFormats, d.Format) {
+		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("format %s is not one of a language model (%s)", d.Format, strings.Join(textFormats, ", "))}
+	}
+	t := d.Text
+	o := dataset.TextOptions{
+		Path: d.Path, Format: d.Format, Field: t.Field, Separator: t.Separator, Lengths: t.Lengths,
+		MinChars: t.MinChars, Strip: t.Strip, Samples: d.Samples, Seed: d.Seed, Mode: t.Mode, Length: t.Length,
+		BOS: t.BOS, EOS: t.EOS, Vocabulary: g.Ops[0].Embedding.Rows,
+	}
+	if o.Length == 0 {
+		o.Length = g.Context
+	}
+	if len(d.Subset) == 2 {
+		o.Subset = [2]int(d.Subset)
+	}
+	if d.Format != "text" && d.Format != "jsonl" && d.Format != "builtin" {
+		return dataset.OpenText(ctx, o, nil)
+	}
+	tok, err := openTokenizer(r, d)
+	if err != nil {
+		return nil, err
+	}
+	if t.Prefix != nil && !*t.Prefix {
+		tok = tok.WithoutPrefix()
+	}
+	special := t.BOS == nil && t.EOS == nil
+	if t.Special != nil {
+		special = *t.Special
+	}
+	o.Decode = func(ids []uint32) (string, error) { return tok.Decode(ids, true) }
+	return dataset.OpenText(ctx, o, func(text string) ([]uint32, error) { return tok.Encode(text, special) })
+}
+
+func openTokenizer(r *Recipe, d *Data) (*tokenizer.Tokenizer, error) {
+	path := filepath.Join(r.Model.Path, "tokenizer.json")
+	if _, err := os.Stat(path); err != nil {
+		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("is text, and the model's folder %s has no tokenizer.json; put it there, or give token ids (format u16, u32, npy or safetensors)", r.Model.Path)}
+	}
+	return tokenizer.Open(path)
+}
+
 // overlap reports whether two data sets may share samples.
 func overlap(a, b *Data) bool {
 	if a == nil || b == nil {
@@ -93,11 +207,9 @@ func overlap(a, b *Data) bool {
 	return a.Subset[0] < b.Subset[1] && b.Subset[0] < a.Subset[1]
 }
 
-func dataRecord(role string, d *Data, images *dataset.Images) []record.Data {
-	if images == nil {
+func dataRecord(role string, d *Data, s samples) []record.Data {
+	if s == nil {
 		return nil
 	}
-	return []record.Data{{
-		Role: role, Path: d.Path, Format: d.Format, Samples: images.N, Of: images.Of, Seed: d.Seed, SHA256: images.SHA256(),
-	}}
+	return []record.Data{s.record(role, d)}
 }

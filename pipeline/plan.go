@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/fettle-dev/fettle/export"
@@ -21,7 +23,8 @@ type Plan struct {
 	Layers       []PlanLayer // in the order of the data
 	Kept         []loader.Tensor
 	SourceBytes  int64
-	WeightBytes  int64 // of the compressed weight file, exactly
+	WeightBytes  int64    // of the compressed weight file, exactly
+	Notes        []string // what a user should know of layers that stay as they are
 }
 
 // PlanLayer is one layer to compress.
@@ -92,9 +95,17 @@ func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph
 	return ckpt, graph, nil
 }
 
+// configName describes a language model in its folder.
+const configName = "config.json"
+
 func buildGraph(tensors []loader.Tensor, r *Recipe) (*model.Graph, error) {
+	config, err := os.ReadFile(filepath.Join(r.Model.Path, configName))
+	if err != nil {
+		config = nil // a file, or a folder without one: Build says when it is needed
+	}
 	graph, err := model.Build(tensors, model.Options{
 		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape,
+		Config: config,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
@@ -110,6 +121,10 @@ func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, er
 		l, err := planLayer(r, ckpt, graph, i)
 		if err != nil {
 			return nil, err
+		}
+		if l != nil && graph.Tied(i) {
+			p.Notes = append(p.Notes, fmt.Sprintf("layer %s stays as it is: its weight is the embedding's too", l.Name))
+			continue
 		}
 		if l != nil {
 			p.Layers = append(p.Layers, *l)
@@ -145,7 +160,7 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 		return nil, fmt.Errorf("%w: %s", loader.ErrNotFound, op.Weight)
 	}
 	q := r.Rules[at].Steps[0].Quantize
-	rows := t.Shape[0]
+	rows := op.Outputs
 	cols := int(t.Elements()) / rows
 	options, fallbacks := q.options().Fit(cols)
 	if options.BiasCorrection && biasHolder(graph, i) == "" {
@@ -164,7 +179,7 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 	return &PlanLayer{
 		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Options: options, Fallbacks: fallbacks, op: i,
 		Spec: export.Spec{
-			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols,
+			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols, Transposed: op.Transposed,
 			Bits: options.Bits, Granularity: options.Granularity, GroupSize: options.GroupSize,
 			Symmetric: options.Symmetric, ScaleType: scaleType,
 		},

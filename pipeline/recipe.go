@@ -48,15 +48,43 @@ type Input struct {
 	Std   []float32 `yaml:"std"`
 }
 
-// Data is a set of samples.
+// Data is a set of samples: labelled images, or text or token ids for a
+// language model, whose samples are documents.
 type Data struct {
 	Path    string `yaml:"data"`
-	Format  string `yaml:"format"` // cifar10, idx or safetensors
+	Format  string `yaml:"format"`
 	Labels  string `yaml:"labels"` // idx: the labels file, when its name does not follow from the images'
 	Subset  []int  `yaml:"subset"` // half-open range of the file's samples; default all
 	Samples int    `yaml:"samples"`
 	Seed    *int64 `yaml:"seed"` // draws Samples of the subset at random; default: the first ones
+	Text    Text   `yaml:"text"`
 }
+
+// Text says how documents become sequences of token ids. Its fields are those
+// of dataset.TextOptions.
+type Text struct {
+	Field     string  `yaml:"field"`
+	Separator string  `yaml:"separator"`
+	Lengths   string  `yaml:"lengths"`
+	MinChars  int     `yaml:"min_chars"`
+	Strip     bool    `yaml:"strip"`
+	Mode      string  `yaml:"mode"` // documents (default) or packed
+	Length    int     `yaml:"length"`
+	BOS       *uint32 `yaml:"bos"`
+	EOS       *uint32 `yaml:"eos"`
+	// Special lets the tokenizer put its special tokens around each document;
+	// default true, unless BOS or EOS is given.
+	Special *bool `yaml:"special"`
+	// Prefix lets the tokenizer put its prefix (a space or ▁) before each
+	// document, where it has one; default true.
+	Prefix *bool `yaml:"prefix"`
+}
+
+// Formats of data: of images, and of language models' text and ids.
+var (
+	imageFormats = []string{"cifar10", "idx", "safetensors"}
+	textFormats  = []string{"text", "jsonl", "u16", "u32", "npy", "safetensors", "builtin"}
+)
 
 // Rule gives layers their steps. The first rule whose pattern matches a layer
 // counts; a layer that none matches stays as it is.
@@ -164,7 +192,7 @@ func (r *Recipe) paths() []*string {
 	paths := []*string{&r.Model.Path, &r.Output.Path}
 	for _, d := range []*Data{r.Calibration, r.Evaluate} {
 		if d != nil {
-			paths = append(paths, &d.Path, &d.Labels)
+			paths = append(paths, &d.Path, &d.Labels, &d.Text.Lengths)
 		}
 	}
 	return paths
@@ -221,14 +249,19 @@ func (r *Recipe) check() (where, reason string) {
 }
 
 func (d *Data) check() (where, reason string) {
-	if d.Path == "" {
+	if d.Path == "" && d.Format != "builtin" {
 		return "data", "is missing; name the file of samples"
 	}
+	formats := slices.Compact(append(slices.Clone(imageFormats), textFormats[:len(textFormats)-2]...))
+	formats = append(formats, "builtin")
 	if d.Format == "" {
-		return "format", "is missing; it is one of cifar10, idx, safetensors"
+		return "format", "is missing; it is one of " + strings.Join(formats, ", ")
 	}
-	if reason := oneOf(&d.Format, "cifar10", "idx", "safetensors"); reason != "" {
+	if reason := oneOf(&d.Format, formats...); reason != "" {
 		return "format", reason
+	}
+	if reason := oneOf(&d.Text.Mode, "documents", "packed"); reason != "" {
+		return "text.mode", reason
 	}
 	if d.Samples < 0 {
 		return "samples", "is negative; give a count, or leave it out for all"

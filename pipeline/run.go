@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fettle-dev/fettle/dataset"
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/internal/atomicfile"
 	"github.com/fettle-dev/fettle/internal/blas"
@@ -74,8 +73,8 @@ type run struct {
 	ckpt        *loader.Checkpoint
 	graph       *model.Graph
 	plan        *Plan
-	calibration *dataset.Images // nil when no method needs data and none is given
-	evaluation  *dataset.Images // nil when none is given
+	calibration samples // nil when no method needs data and none is given
+	evaluation  samples // nil when none is given
 	weights     *weights
 }
 
@@ -180,6 +179,9 @@ func (r *run) startRecord(ctx context.Context) error {
 	}
 	for _, t := range r.ckpt.Tensors() {
 		r.record.Source.Parameters += t.Elements()
+	}
+	for _, text := range r.plan.Notes {
+		r.clock.emit(Event{Warning: text})
 	}
 	for _, t := range r.plan.Kept {
 		r.record.Kept = append(r.record.Kept, record.Tensor{Name: t.Name, DType: t.DType.String(), Shape: t.Shape, Bytes: t.Bytes()})

@@ -147,7 +147,9 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 	p := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	p("%-10s %s → %s (%.1f %% of the source, %.2f bits per compressed weight)", "size",
 		bytesText(run.Source.Bytes), bytesText(run.Output.WeightBytes), 100*run.Output.Ratio, run.Output.AverageBits)
-	if e := run.Evaluation; e != nil {
+	if e := run.Evaluation; e != nil && e.Language != nil {
+		printLanguage(p, e.Language)
+	} else if e != nil {
 		tied := ""
 		if e.Tied {
 			tied = ", tied"
@@ -165,6 +167,16 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 	p("%-10s %s", "digest", run.Output.ManifestSHA256)
 	p("%-10s %s", "report", filepath.Join(out, record.ReportName))
 	return nil
+}
+
+func printLanguage(p func(string, ...any), l *record.LanguageEvaluation) {
+	p("%-10s %.4f → %.4f nats per token over %d tokens (perplexity %.3f → %.3f)", "loss",
+		l.Original.Loss, l.Compressed.Loss, l.Tokens, l.Original.Perplexity, l.Compressed.Perplexity)
+	interval := ""
+	if l.Interval != nil {
+		interval = fmt.Sprintf(" (95 %% interval %.4f … %.4f)", l.Interval[0], l.Interval[1])
+	}
+	p("%-10s %.4f nats added%s, KL %.4f, %.2f %% of tokens agree", "outputs", l.LossIncrease, interval, l.KL, l.Agreement)
 }
 
 func fallbackCount(run *record.Run) int {

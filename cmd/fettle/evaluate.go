@@ -30,7 +30,12 @@ normalized; its rules play no part.
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "%d of %d right (%.2f %%), mean loss %.6f\n", result.Correct, result.Samples, result.Top1, result.Loss)
+			if l := result.Language; l != nil {
+				_, err = fmt.Fprintf(c.App.Writer, "mean loss %.6f nats over %d tokens of %d sequences, perplexity %.4f\n", l.Loss, result.Predicted, result.Samples, l.Perplexity)
+				return err
+			}
+			m := result.Metrics
+			_, err = fmt.Fprintf(c.App.Writer, "%d of %d right (%.2f %%), mean loss %.6f\n", m.Correct, result.Samples, m.Top1, m.Loss)
 			return err
 		},
 	}

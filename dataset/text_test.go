@@ -160,7 +160,10 @@ func TestTextSeeds(t *testing.T) {
 	}
 	path := write(t, t.TempDir(), "a.txt", b.Bytes())
 	for _, o := range []TextOptions{
-		{Mode: Documents}, {Mode: Documents, Length: 9, SkipLong: true}, {Mode: Packed, Length: 5}, {Mode: Packed, Length: 40},
+		{Mode: Documents},
+		{Mode: Documents, Length: 9, SkipLong: true},
+		{Mode: Packed, Length: 5},
+		{Mode: Packed, Length: 40},
 		{Mode: Packed, Length: 5, BOS: id(3)},
 	} {
 		o.Path, o.Format, o.Separator, o.Subset = path, Text, "|", [2]int{3, 17}

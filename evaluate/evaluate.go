@@ -1,5 +1,6 @@
-// Package evaluate measures classifiers by their logits: accuracy, loss, and
-// how far a compressed model's answers are from the original's.
+// Package evaluate measures classifiers and language models by their logits:
+// accuracy, loss, perplexity, and how far a compressed model's answers are from
+// the original's.
 package evaluate
 
 import (

@@ -1,10 +1,15 @@
 package export
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -134,21 +139,76 @@ func writeConfig(w io.Writer, in Input, specs map[string]Spec) error {
 			"input_activations": nil, "output_activations": nil,
 		}
 	}
-	config := map[string]any{
-		"quantization_config": map[string]any{
-			"quant_method": quantMethod, "version": layoutVersion, "format": quantFormat,
-			"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
-			"ignore": ignore, "sparsity_config": map[string]any{}, "transform_config": map[string]any{},
-			"config_groups": groups,
-		},
+	config, err := in.sourceConfig()
+	if err != nil {
+		return err
 	}
-	if in.Architecture != "" {
-		config["architectures"], config["model_type"] = []string{in.Architecture}, in.Architecture
+	config["quantization_config"] = map[string]any{
+		"quant_method": quantMethod, "version": layoutVersion, "format": quantFormat,
+		"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
+		"ignore": ignore, "sparsity_config": map[string]any{}, "transform_config": map[string]any{},
+		"config_groups": groups,
 	}
 	if in.Tool != "" {
 		config["written_by"] = in.Tool
 	}
 	return record.Encode(w, config) // sorts a map's keys
+}
+
+// sourceConfig returns the keys that config.json starts from: those that came
+// with the checkpoint, numbers as they are spelt, or the architecture's name.
+func (in Input) sourceConfig() (map[string]any, error) {
+	config := map[string]any{}
+	if in.Config == nil {
+		if in.Architecture != "" {
+			config["architectures"], config["model_type"] = []string{in.Architecture}, in.Architecture
+		}
+		return config, nil
+	}
+	d := json.NewDecoder(bytes.NewReader(in.Config))
+	d.UseNumber()
+	if err := d.Decode(&config); err != nil {
+		return nil, fmt.Errorf("%s of the source: %w: %w", ConfigName, ErrInput, err)
+	}
+	return config, nil
+}
+
+// carried are the files of a model's folder that go along as they are: what
+// tokenizes, and what generates.
+var carried = []string{
+	"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+	"tokenizer.model", "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja",
+}
+
+// Carry copies the tokenizer's files and the generation settings of a model's
+// folder, those that are there, into the existing folder dir.
+func Carry(ctx context.Context, dir, source string) ([]record.File, error) {
+	if info, err := os.Stat(source); err != nil || !info.IsDir() {
+		return nil, err // a file has no companions
+	}
+	var files []record.File
+	for _, name := range carried {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		in, err := os.Open(filepath.Join(source, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		file, err := writeFile(dir, name, "config", func(w io.Writer) error {
+			_, err := io.Copy(w, in)
+			return err
+		})
+		_ = in.Close() // only read from
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, file)
+	}
+	return files, nil
 }
 
 // config is what is read of config.json.
@@ -177,23 +237,32 @@ type group struct {
 
 // readConfig returns the architecture and the scheme of each target.
 func readConfig(path string) (architecture string, targets map[string]scheme, err error) {
-	f, err := os.Open(path)
+	data, err := readFile(path)
 	if err != nil {
 		return "", nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err != nil {
-		return "", nil, err
-	}
-	if len(data) > maxConfig {
-		return "", nil, fmt.Errorf("%s: %w: larger than %d bytes", path, ErrCorrupt, maxConfig)
 	}
 	architecture, targets, err = parseConfig(data)
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
 	}
 	return architecture, targets, nil
+}
+
+// readFile reads a config.json of bounded size.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxConfig {
+		return nil, fmt.Errorf("%s: %w: larger than %d bytes", path, ErrCorrupt, maxConfig)
+	}
+	return data, nil
 }
 
 func parseConfig(data []byte) (architecture string, targets map[string]scheme, err error) {

@@ -110,6 +110,10 @@ type Input struct {
 	// their own dtype (F64, F32, F16 or BF16).
 	Replaced map[string][]float32
 
+	// Config is the config.json that came with the checkpoint, whose keys are
+	// kept; nil where there was none.
+	Config []byte
+
 	Architecture string // fettle's name of the architecture, for config.json
 	Tool         string // what wrote it, for config.json; nothing that varies by machine
 }

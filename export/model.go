@@ -214,6 +214,22 @@ func (m *Model) checkTensors(spec Spec) error {
 	return nil
 }
 
+// SourceConfig returns config.json as it came with the checkpoint: without what
+// tells of the compression.
+func (m *Model) SourceConfig() ([]byte, error) {
+	data, err := readFile(filepath.Join(filepath.Dir(m.file.Path()), ConfigName))
+	if err != nil {
+		return nil, err
+	}
+	config, err := Input{Config: data}.sourceConfig()
+	if err != nil {
+		return nil, err
+	}
+	delete(config, "quantization_config")
+	delete(config, "written_by")
+	return json.Marshal(config)
+}
+
 // Architecture returns fettle's name of the architecture, from config.json.
 func (m *Model) Architecture() string { return m.architecture }
 

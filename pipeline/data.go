@@ -157,7 +157,7 @@ func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset
 	o := dataset.TextOptions{
 		Path: d.Path, Format: d.Format, Field: t.Field, Separator: t.Separator, Lengths: t.Lengths,
 		MinChars: t.MinChars, Strip: t.Strip, Samples: d.Samples, Seed: d.Seed, Mode: t.Mode, Length: t.Length,
-		BOS: t.BOS, EOS: t.EOS, Vocabulary: g.Ops[0].Embedding.Rows,
+		SkipLong: t.SkipLong, BOS: t.BOS, EOS: t.EOS, Vocabulary: g.Ops[0].Embedding.Rows,
 	}
 	if o.Length == 0 {
 		o.Length = g.Context

@@ -251,7 +251,11 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 		return measure(ctx, recipe, o, graph, model.Stored(ckpt))
 	}
 	defer written.Close()
-	graph, err := buildGraph(written.Tensors(), recipe)
+	config, err := written.SourceConfig()
+	if err != nil {
+		return nil, err
+	}
+	graph, err := buildGraph(written.Tensors(), recipe, config)
 	if err != nil {
 		return nil, err
 	}

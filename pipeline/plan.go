@@ -87,7 +87,7 @@ func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph
 	if err != nil {
 		return nil, nil, err
 	}
-	graph, err := buildGraph(ckpt.Tensors(), r)
+	graph, err := buildGraph(ckpt.Tensors(), r, sourceConfig(r.Model.Path))
 	if err != nil {
 		_ = ckpt.Close() // only read from
 		return nil, nil, err
@@ -95,14 +95,17 @@ func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph
 	return ckpt, graph, nil
 }
 
-// configName describes a language model in its folder.
-const configName = "config.json"
-
-func buildGraph(tensors []loader.Tensor, r *Recipe) (*model.Graph, error) {
-	config, err := os.ReadFile(filepath.Join(r.Model.Path, configName))
+// sourceConfig returns the config.json of a model's folder; nil for a file, and
+// where there is none. The builder says when it needs one.
+func sourceConfig(path string) []byte {
+	config, err := os.ReadFile(filepath.Join(path, export.ConfigName))
 	if err != nil {
-		config = nil // a file, or a folder without one: Build says when it is needed
+		return nil
 	}
+	return config
+}
+
+func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
 	graph, err := model.Build(tensors, model.Options{
 		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape,
 		Config: config,

@@ -70,6 +70,7 @@ type Text struct {
 	Strip     bool    `yaml:"strip"`
 	Mode      string  `yaml:"mode"` // documents (default) or packed
 	Length    int     `yaml:"length"`
+	SkipLong  bool    `yaml:"skip_long"` // leave documents out that are longer, in place of cutting them
 	BOS       *uint32 `yaml:"bos"`
 	EOS       *uint32 `yaml:"eos"`
 	// Special lets the tokenizer put its special tokens around each document;

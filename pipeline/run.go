@@ -194,7 +194,7 @@ func (r *run) startRecord(ctx context.Context) error {
 func (r *run) exportInput() export.Input {
 	return export.Input{
 		Checkpoint: r.ckpt, Solutions: r.weights.solutions, Replaced: r.weights.replaced,
-		Architecture: r.graph.Architecture, Tool: "fettle",
+		Config: sourceConfig(r.recipe.Model.Path), Architecture: r.graph.Architecture, Tool: "fettle",
 	}
 }
 
@@ -206,6 +206,11 @@ func (r *run) write(ctx context.Context, dir string) error {
 	if err != nil {
 		return r.outputError(ctx, err)
 	}
+	carried, err := export.Carry(ctx, dir, r.recipe.Model.Path)
+	if err != nil {
+		return r.outputError(ctx, err)
+	}
+	files = append(files, carried...)
 	for _, format := range r.recipe.Output.Dense {
 		file, err := export.Dense(ctx, dir, export.DenseFormat(format), r.exportInput())
 		if err != nil {

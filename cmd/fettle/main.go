@@ -19,6 +19,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/fettle-dev/fettle/dataset"
+	"github.com/fettle-dev/fettle/dataset/tokenizer"
 	"github.com/fettle-dev/fettle/evaluate"
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/gate"
@@ -119,7 +120,7 @@ func exitCode(ctx context.Context, err error) int {
 	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*model.OptionError](err),
 		is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
 		return exitUsage
-	case is[*loader.FormatError](err), is[*quantize.InputError](err), errors.Is(err, loader.ErrNotFound), is[*model.UnsupportedError](err), is[*model.TensorError](err),
+	case is[*loader.FormatError](err), is[*quantize.InputError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
 		is[*dataset.Error](err), is[*evaluate.Error](err), is[*export.TensorError](err), is[*gate.InputError](err),
 		is[*pipeline.InputError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err),
 		is[*fs.PathError](err):

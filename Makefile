@@ -5,12 +5,14 @@ PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 win
 FUZZTIME  ?= 5s
 COUNT     ?= 6
 DATA      ?= ../shared/data
+# -tags openblas where the peer can be built.
+OPENBLAS  ?= $(shell printf '\#include <cblas.h>\n' | $(CC) -E - >/dev/null 2>&1 && echo -tags openblas)
 
 # The version comes from here, so Go need not ask git (nor fail where it cannot).
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-resnet clean
+.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,10 +36,10 @@ fmt: bin/gofumpt ## formats every Go file
 	bin/gofumpt -w .
 
 asm: ## writes the assembly again, from the programs in internal/asm
-	cd internal/asm && go run ./gemm && go run ./vec
+	cd internal/asm && go run ./gemm && go run ./vec && go run ./linalg
 
 asm-current: asm ## fails when committed assembly is not what the programs write
-	git diff --exit-code --stat -- internal/blas internal/vec
+	git diff --exit-code --stat -- internal/blas internal/vec internal/linalg
 
 demo: build ## compresses a model of testmodels to 3 bits and says where the report is
 	rm -rf build/demo
@@ -65,6 +67,10 @@ bench: bin/benchstat ## benchmarks of the kernels, beside those of the run befor
 	@[ ! -f build/bench.txt ] || mv build/bench.txt build/bench-before.txt
 	go test -run '^$$' -bench . -count $(COUNT) ./internal/... > build/bench.txt
 	bin/benchstat $$(ls build/bench-before.txt 2>/dev/null) build/bench.txt
+
+bench-blas: ## products and factorizations beside gonum and, with a C compiler and libopenblas-dev, OpenBLAS
+	go run $(OPENBLAS) ./internal/bench/blas
+	go run $(OPENBLAS) ./internal/bench/linalg
 
 bench-resnet: ## the tables of a real ResNet; needs the models and images in $(DATA)
 	go run ./internal/bench/resnet -data $(DATA)

@@ -135,7 +135,7 @@ func (a *Accumulator) Add(ctx context.Context, x, xt []float32) error {
 
 // fill copies rows row … row+n−1 of the samples to the blocks.
 func (a *Accumulator) fill(ctx context.Context, dst []blas32.General, samples []float32, row, n int) error {
-	const chunk = 128
+	const chunk = 256
 	perSample, size := a.reading.rowsPerSample(), a.reading.Size
 	chunks := (n + chunk - 1) / chunk
 	return a.pool.For(ctx, chunks*len(dst), func(task int) error {
@@ -161,7 +161,7 @@ func (a *Accumulator) flush(ctx context.Context) error {
 		if err := blas.AddGramUpper(ctx, a.pool, xt, a.moments.H[g]); err != nil {
 			return err
 		}
-		addColumns(a.moments.SumXt[g*xt.Cols:], xt)
+		blas.AddColumns(a.moments.SumXt[g*xt.Cols:], xt)
 		if a.x == nil {
 			continue
 		}
@@ -170,20 +170,11 @@ func (a *Accumulator) flush(ctx context.Context) error {
 		if err := blas.AddGram(ctx, a.pool, xt, x, a.moments.G[g]); err != nil {
 			return err
 		}
-		addColumns(a.moments.SumX[g*x.Cols:], x)
+		blas.AddColumns(a.moments.SumX[g*x.Cols:], x)
 	}
 	a.moments.Rows += int64(a.filled)
 	a.filled = 0
 	return nil
-}
-
-func addColumns(sum []float64, m blas32.General) {
-	sum = sum[:m.Cols]
-	for r := range m.Rows {
-		for c, v := range m.Data[r*m.Stride:][:m.Cols] {
-			sum[c] += float64(v)
-		}
-	}
 }
 
 // Moments finishes the sums. The accumulator must not be used afterwards.

@@ -1,7 +1,8 @@
-// Package dataset opens labelled images for calibration and evaluation and
-// draws samples from them, the same on every machine.
+// Package dataset opens labelled images and text for calibration and
+// evaluation and draws samples from them, the same on every machine.
 //
-// Three formats are read: "cifar10", the binary version of CIFAR-10; "idx",
+// OpenText reads text and token ids for language models. OpenImages reads three
+// formats: "cifar10", the binary version of CIFAR-10; "idx",
 // MNIST's, raw or gzip; "safetensors", a file with the tensors images (U8,
 // N × channels × height × width) and labels (I64 or U8, N).
 package dataset

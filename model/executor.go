@@ -57,7 +57,7 @@ type Executor struct {
 	weights Weights
 	rows    Rows // nil: tables are read whole
 	lastUse []int
-	scratch sync.Pool // of *[]float32: blocks of patches, one for each busy worker
+	scratch sync.Pool // of *[]float32: attention's tiles, one for each busy worker
 }
 
 // NewExecutor returns an executor of g on p's workers (nil: on the caller
@@ -223,6 +223,25 @@ func (e *Executor) bias(o *Op) ([]float32, error) {
 	return e.read(o.Bias, o.Outputs)
 }
 
+// conv2d computes each sample's planes from its image.
+func (e *Executor) conv2d(ctx context.Context, o *Op, x, y *Tensor) error {
+	w, err := e.read(o.Weight, o.Outputs*o.Conv.Inputs())
+	if err != nil {
+		return err
+	}
+	bias, err := e.bias(o)
+	if err != nil {
+		return err
+	}
+	conv, err := blas.NewConv(*o.Conv, o.Outputs, w, bias)
+	if err != nil {
+		return err
+	}
+	return e.perSample(ctx, []*Tensor{x}, y, func(in [][]float32, out []float32) error {
+		return conv.Forward(ctx, e.pool, in[0], out)
+	})
+}
+
 // borrow takes a buffer of n floats; give returns it.
 func (e *Executor) borrow(n int) *[]float32 {
 	b, ok := e.scratch.Get().(*[]float32)
@@ -236,50 +255,6 @@ func (e *Executor) borrow(n int) *[]float32 {
 
 func (e *Executor) give(b *[]float32) { e.scratch.Put(b) }
 
-// patchFloats is about how many numbers a block of gathered patches holds, so
-// that it stays in a core's second-level cache.
-const patchFloats = 1 << 16
-
-// conv2d computes Y = W·Pᵀ for each sample and group, P being its patches, so
-// that outputs come out as planes. Patches are gathered in blocks whose size
-// depends on the geometry alone.
-func (e *Executor) conv2d(ctx context.Context, o *Op, x, y *Tensor) error {
-	c := *o.Conv
-	inputs, area, outs := c.Inputs(), c.Rows(), o.Outputs/c.Groups
-	w, err := e.read(o.Weight, o.Outputs*inputs)
-	if err != nil {
-		return err
-	}
-	bias, err := e.bias(o)
-	if err != nil {
-		return err
-	}
-	block := min(area, max(64, patchFloats/inputs))
-	return e.perSample(ctx, []*Tensor{x}, y, func(in [][]float32, out []float32) error {
-		buf := e.borrow(block * inputs)
-		defer e.give(buf)
-		for g := range c.Groups {
-			weight := blas32.General{Rows: outs, Cols: inputs, Stride: inputs, Data: w[g*outs*inputs:][:outs*inputs]}
-			for from := 0; from < area; from += block {
-				n := min(block, area-from)
-				c.Gather(*buf, inputs, in[0], g, from, n)
-				patches := blas32.General{Rows: n, Cols: inputs, Stride: inputs, Data: (*buf)[:n*inputs]}
-				dst := blas32.General{Rows: outs, Cols: n, Stride: area, Data: out[g*outs*area+from : (g+1)*outs*area]}
-				if err := blas.Gemm(ctx, nil, blas.NoTrans, blas.Trans, 1, weight, patches, 0, dst); err != nil {
-					return err
-				}
-			}
-		}
-		for ch, b := range bias {
-			plane := out[ch*area:][:area]
-			for i := range plane {
-				plane[i] += b
-			}
-		}
-		return nil
-	})
-}
-
 // linear computes Y = X·Wᵀ + bias over all rows of the batch at once.
 func (e *Executor) linear(ctx context.Context, o *Op, x, y *Tensor) error {
 	inputs := x.Shape[len(x.Shape)-1]
@@ -292,11 +267,14 @@ func (e *Executor) linear(ctx context.Context, o *Op, x, y *Tensor) error {
 		return err
 	}
 	rows := len(x.Data) / inputs
+	in := blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data}
+	out := blas32.General{Rows: rows, Cols: o.Outputs, Stride: o.Outputs, Data: y.Data}
+	weight, transpose := o.weightMatrix(w, inputs)
+	if transpose == blas.Trans {
+		return blas.Linear(ctx, e.pool, in, weight, bias, out)
+	}
 	for r := range rows {
 		copy(y.Data[r*o.Outputs:], bias)
 	}
-	weight, transpose := o.weightMatrix(w, inputs)
-	return blas.Gemm(ctx, e.pool, blas.NoTrans, transpose, 1,
-		blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data}, weight, 1,
-		blas32.General{Rows: rows, Cols: o.Outputs, Stride: o.Outputs, Data: y.Data})
+	return blas.Gemm(ctx, e.pool, blas.NoTrans, transpose, 1, in, weight, 1, out)
 }

@@ -17,10 +17,7 @@ func (e *Executor) compute(ctx context.Context, o *Op, in []*Tensor, y *Tensor) 
 	case BatchNorm2D:
 		return e.batchNorm(ctx, o, in[0], y)
 	case ReLU:
-		return e.perSample(ctx, in, y, func(in [][]float32, out []float32) error {
-			relu(out, in[0])
-			return nil
-		})
+		return e.flat(ctx, y, func(from, to int) { vec.ReLU(y.Data[from:to], in[0].Data[from:]) })
 	case LeakyReLU:
 		return e.each(ctx, in[0], y, func(v float32) float32 {
 			if v < 0 {
@@ -43,17 +40,6 @@ func (e *Executor) compute(ctx context.Context, o *Op, in []*Tensor, y *Tensor) 
 		return ctx.Err()
 	}
 	return e.computeTokens(ctx, o, in, y)
-}
-
-// relu has a loop of its own, without a call for each number, since it runs as
-// often as all else but the products.
-func relu(out, in []float32) {
-	for i, v := range in {
-		if v < 0 { // the other way round, v > 0, would hide a NaN
-			v = 0
-		}
-		out[i] = v
-	}
 }
 
 // perSample calls f with each sample of the inputs and of y, in parallel.
@@ -102,11 +88,7 @@ func (e *Executor) batchNorm(ctx context.Context, o *Op, x, y *Tensor) error {
 	area := x.Shape[2] * x.Shape[3]
 	return e.perSample(ctx, []*Tensor{x}, y, func(in [][]float32, out []float32) error {
 		for c := range channels {
-			a, b := mul[c], add[c]
-			dst := out[c*area:][:area]
-			for i, v := range in[0][c*area:][:area] {
-				dst[i] = float32(v*a) + b // the conversion forbids a fused product on processors that have one
-			}
+			vec.ScaleShift(out[c*area:][:area], in[0][c*area:], mul[c], add[c])
 		}
 		return nil
 	})

@@ -10,8 +10,8 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/linalg"
-	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
 

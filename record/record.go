@@ -84,6 +84,11 @@ type Data struct {
 	Of      int    `json:"of"` // samples that the file holds
 	Seed    *int64 `json:"seed,omitempty"`
 	SHA256  string `json:"sha256"` // of the samples used, in their order
+
+	// Of text and token ids, whose samples are documents or pieces of them.
+	Sequences int   `json:"sequences,omitempty"` // that went through the model
+	Tokens    int64 `json:"tokens,omitempty"`    // in all sequences
+	Length    int   `json:"length,omitempty"`    // most tokens of a sequence
 }
 
 // Layer is one compressed layer.
@@ -164,6 +169,46 @@ type Evaluation struct {
 	AccuracyDrop float64    `json:"accuracy_drop"`
 	Interval     [2]float64 `json:"accuracy_drop_interval"`
 	Tied         bool       `json:"tied"`
+
+	// Language is what language models are compared by. Where it is there, only
+	// Samples of the fields above counts.
+	Language *LanguageEvaluation `json:"language,omitempty"`
+}
+
+// LanguageEvaluation compares two language models by how they predict the same
+// tokens. Without Compressed it is of the original alone, and what follows
+// Compressed means nothing.
+type LanguageEvaluation struct {
+	Documents int   `json:"documents"`
+	Tokens    int64 `json:"tokens"`          // predicted
+	Bytes     int64 `json:"bytes,omitempty"` // of the text behind them, in UTF-8, where it is known
+
+	Original   LanguageMetrics  `json:"original"`
+	Compressed *LanguageMetrics `json:"compressed,omitempty"`
+
+	// KL is the mean over tokens of KL(original ‖ compressed) in nats. Where the
+	// original's answers came from a cache of its most likely tokens alone, KL is
+	// the least that it can be, and KLBounds hold it between two numbers.
+	KL       float64     `json:"kl"`
+	KLBounds *[2]float64 `json:"kl_bounds,omitempty"`
+	// Agreement is the percentage of tokens for which both models find the same
+	// one most likely.
+	Agreement float64 `json:"agreement"`
+	// LossIncrease is compressed minus original loss. Interval is its 95 % paired
+	// bootstrap interval over documents, absent where there is only one. Tied
+	// means that it holds 0.
+	LossIncrease float64     `json:"loss_increase"`
+	Interval     *[2]float64 `json:"loss_increase_interval,omitempty"`
+	Tied         bool        `json:"tied"`
+}
+
+// LanguageMetrics are one language model's.
+type LanguageMetrics struct {
+	Loss         float64 `json:"loss"`          // mean over tokens of −log p, in nats
+	DocumentLoss float64 `json:"document_loss"` // mean over documents of their means
+	// Perplexity is e to the Loss, at most the largest float64.
+	Perplexity  float64 `json:"perplexity"`
+	BitsPerByte float64 `json:"bits_per_byte,omitempty"` // where Bytes is known
 }
 
 // Metrics are one model's.

@@ -13,7 +13,7 @@ import (
 
 // GramRows is the most rows that a block given to AddGram should have where
 // blocks are collected: a multiple of the rows that one float32 sum takes.
-const GramRows = 5 * kc
+const GramRows = 5 * kc32
 
 // AddGram adds AᵀB to the float64 master M. Sums of 384 products are taken in
 // float32 and added to the master. Shapes: A r×m, B r×n, M m×n.
@@ -65,6 +65,17 @@ func addToMaster[T number](dst unsafe.Pointer, ld int, tile []T, rows, cols, wid
 			d[c] += float64(tile[r*width+c])
 		}
 	}
+}
+
+// AddColumns adds the sum of each column of A to sum, row by row in float64.
+func AddColumns(sum []float64, a blas32.General) {
+	if a.Rows == 0 || a.Cols == 0 {
+		return
+	}
+	sum = sum[:a.Cols]
+	data := a.Data[:(a.Rows-1)*a.Stride+a.Cols]
+	// A row of the sums is a matrix of stride 0.
+	addToMaster(unsafe.Pointer(&sum[0]), 0, data, a.Rows, a.Cols, a.Stride)
 }
 
 // Mirror copies the strict upper triangle of the square M to its lower one.

@@ -17,6 +17,7 @@ type tile struct {
 	ahead       unsafe.Pointer // rows to ask the memory for meanwhile, nil for none
 	offsets     unsafe.Pointer // direct kernels: *int32, where each row of B is
 	k           int
+	lda         int
 	ldb         int
 	ldc         int
 	ldin        int
@@ -35,14 +36,15 @@ const (
 	addColumn        // C = α·AB + in, one number for each row
 )
 
-// Every chain of additions over k has at most this many links before it is
-// added to C. The constant is part of the results.
-const kc = 384
+// Every chain of additions over k has at most so many links before it is added
+// to C. The constants are part of the results.
+const kc32, kc64 = 384, 256
 
 type tileTable map[[2]int]func(*tile)
 
 // kernels is a set of micro-kernels for one element type.
 type kernels struct {
+	kc        int // kc32 or kc64
 	rows      int // most rows of a tile
 	cols      int // columns of a tile
 	half      int // columns of a narrow tile, for what is left at the end
@@ -52,18 +54,28 @@ type kernels struct {
 	tiles     [][]func(*tile)
 	direct    []func(*tile)
 	copyPanel func(dst, src unsafe.Pointer, ld, k, words, vectors int)
-	transpose func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+	// copyPanels is nil where panels are copied one by one.
+	copyPanels func(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
+	transpose  func(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
+}
+
+// widest returns the vectors of the widest tile of so many rows.
+func (k *kernels) widest(rows int) int {
+	v := len(k.tiles[rows]) - 1
+	for k.tiles[rows][v] == nil {
+		v--
+	}
+	return v
 }
 
 // wideTile returns the widest kernel for so many rows that is at most so many
 // vectors wide, and its width in vectors.
 func (k *kernels) wideTile(rows, vectors int) (func(*tile), int) {
-	for v := min(vectors, len(k.tiles[rows])-1); v > 2; v-- {
-		if f := k.tiles[rows][v]; f != nil {
-			return f, v
-		}
+	v := min(vectors, k.widest(rows))
+	for k.tiles[rows][v] == nil {
+		v--
 	}
-	return k.tiles[rows][min(2, vectors)], min(2, vectors)
+	return k.tiles[rows][v], v
 }
 
 func newTiles(t tileTable) [][]func(*tile) {

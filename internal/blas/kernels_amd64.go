@@ -201,10 +201,15 @@ func direct1x2f32x512(t *tile)
 //go:noescape
 func copyPanelx512(dst, src unsafe.Pointer, ld, k, words, vectors int)
 
-// transposef32x512 writes element i of each of 16 rows side by side at dst+i·ldd, for i < k.
+// copyPanelsx512 packs k rows of panels of one or two whole vectors, panel i read at src+at[i] and written at dst+i·ldp; all in bytes.
 //
 //go:noescape
-func transposef32x512(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func copyPanelsx512(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
+
+// transposef32x512 writes number i of each of 16 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
+//
+//go:noescape
+func transposef32x512(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // addTilex512 adds a float32 tile to a float64 matrix; cols is a multiple of 8, strides are in bytes.
 //
@@ -436,10 +441,10 @@ func tile7x3f64x512(t *tile)
 //go:noescape
 func tile8x3f64x512(t *tile)
 
-// transposef64x512 writes element i of each of 8 rows side by side at dst+i·ldd, for i < k.
+// transposef64x512 writes number i of each of 8 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
-func transposef64x512(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func transposef64x512(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // tilesf64x512 holds the kernels by rows and vectors.
 var tilesf64x512 = tileTable{
@@ -571,10 +576,15 @@ func direct1x2f32x256(t *tile)
 //go:noescape
 func copyPanelx256(dst, src unsafe.Pointer, ld, k, words, vectors int)
 
-// transposef32x256 writes element i of each of 8 rows side by side at dst+i·ldd, for i < k.
+// copyPanelsx256 packs k rows of panels of one or two whole vectors, panel i read at src+at[i] and written at dst+i·ldp; all in bytes.
 //
 //go:noescape
-func transposef32x256(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func copyPanelsx256(dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int)
+
+// transposef32x256 writes number i of each of 8 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
+//
+//go:noescape
+func transposef32x256(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // addTilex256 adds a float32 tile to a float64 matrix; cols is a multiple of 4, strides are in bytes.
 //
@@ -680,10 +690,10 @@ func tile2x4f64x256(t *tile)
 //go:noescape
 func tile3x3f64x256(t *tile)
 
-// transposef64x256 writes element i of each of 4 rows side by side at dst+i·ldd, for i < k.
+// transposef64x256 writes number i of each of 4 rows, counted from byte from on, side by side at dst+i·ldd, for i < k.
 //
 //go:noescape
-func transposef64x256(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int)
+func transposef64x256(dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int)
 
 // tilesf64x256 holds the kernels by rows and vectors.
 var tilesf64x256 = tileTable{

@@ -32,32 +32,11 @@ func (g Patches) Inputs() int { return g.Channels / g.Groups * g.KernelH * g.Ker
 // weight (channel, kernel row, kernel column). The image is Channels × Height ×
 // Width; what lies outside reads as zero.
 func (g Patches) Gather(dst []float32, stride int, image []float32, group, from, n int) {
-	perGroup := g.Channels / g.Groups
-	area := g.Height * g.Width
-	for r := range n {
-		oy, ox := (from+r)/g.OutW(), (from+r)%g.OutW()
-		y0, x0 := oy*g.StrideH-g.PadH, ox*g.StrideW-g.PadW
-		row := dst[r*stride:][:g.Inputs()]
-		i := 0
-		for c := range perGroup {
-			plane := image[(group*perGroup+c)*area:][:area]
-			for ky := range g.KernelH {
-				y := y0 + ky*g.DilationH
-				if y < 0 || y >= g.Height {
-					clear(row[i:][:g.KernelW])
-					i += g.KernelW
-					continue
-				}
-				line := plane[y*g.Width:][:g.Width]
-				for kx := range g.KernelW {
-					if x := x0 + kx*g.DilationW; x >= 0 && x < g.Width {
-						row[i] = line[x]
-					} else {
-						row[i] = 0
-					}
-					i++
-				}
-			}
-		}
+	if n == 0 {
+		return
 	}
+	top := from / g.OutW()
+	u := unfold(g, image, group, top, (from+n-1)/g.OutW()-top+1, false)
+	u.gather(dst, stride, from, n)
+	u.release()
 }

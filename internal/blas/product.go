@@ -41,18 +41,19 @@ type product[T number] struct {
 	perRow  bool // bias is for rows of C, else for columns
 	master  []float64
 	ldm     int
-	upper   bool // only tiles that reach the diagonal of the master
+	upper   bool // B is A, and only what reaches the diagonal is wanted
 
 	// The plan.
-	shareA             bool
-	rowPanels          int
-	colPanels          int
-	slabs              int
-	chunk0, chunk1     int // panels of the shared side at hand
-	block0, block1     int // blocks of k at hand
-	shared             []T
-	packTask, slabTask func(t int) error // the methods, bound once
-	buffer             []T
+	shareA         bool
+	rowPanels      int
+	colPanels      int
+	slabs          int
+	chunk0, chunk1 int // panels of the shared side at hand
+	block0, block1 int // blocks of k at hand
+	shared         []T
+	// The methods, bound once.
+	packTask, slabTask, directTask func(t int) error
+	buffer                         []T
 }
 
 // worker is what one goroutine needs for a slab.
@@ -61,14 +62,16 @@ type worker[T number] struct {
 	slab []T
 	edge [2][]T // a tile that does not fit its output, and what is added to it
 	rows [16]unsafe.Pointer
+	at   [panelGroup]int32
 }
 
 const (
-	maxTile     = 16 * 256      // elements of an edge buffer
-	slabSize    = 16 * 16 * kc  // elements of a slab
-	slabAim     = slabSize / 2  // what a slab has when there is enough work
-	sharedSize  = 1 << 21       // elements of the shared part
-	smallChains = 1 << 18       // products that are not worth a second worker
+	maxTile     = 16 * 256       // elements of an edge buffer
+	slabSize    = 16 * 16 * kc32 // elements of a slab
+	slabAim     = slabSize / 2   // what a slab has when there is enough work
+	sharedSize  = 1 << 19        // elements of the shared part
+	panelGroup  = 8              // panels that are packed together
+	smallChains = 1 << 18        // products that are not worth a second worker
 )
 
 var (
@@ -82,7 +85,7 @@ func newProduct[T number]() *product[T] {
 	p, ok := products[typeIndex[T]()].Get().(*product[T])
 	if !ok {
 		p = &product[T]{}
-		p.packTask, p.slabTask = p.packShared, p.multiplySlab
+		p.packTask, p.slabTask, p.directTask = p.packShared, p.multiplySlab, p.multiplyColumns
 	}
 	p.kr = kernelsOf[T](use)
 	return p
@@ -90,7 +93,7 @@ func newProduct[T number]() *product[T] {
 
 // release gives the product back without what it points to.
 func (p *product[T]) release() {
-	*p = product[T]{packTask: p.packTask, slabTask: p.slabTask, buffer: p.buffer}
+	*p = product[T]{packTask: p.packTask, slabTask: p.slabTask, directTask: p.directTask, buffer: p.buffer}
 	products[typeIndex[T]()].Put(p)
 }
 
@@ -130,7 +133,7 @@ func (p *product[T]) run(ctx context.Context, workers *pool.Pool) error {
 		n = workers.Workers()
 	}
 	if p.direct() {
-		return p.runDirect(ctx, n, each)
+		return p.runDirect(ctx, each)
 	}
 	return p.runPacked(ctx, n, each)
 }
@@ -154,11 +157,14 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 	p.shareA = p.m < p.n && !p.upper || p.b.image != nil
 	side, width, count := &p.b, p.kr.cols, p.colPanels
 	slabWidth, slabPanels := p.kr.step, p.rowPanels
+	if p.upper {
+		slabWidth, slabPanels = p.kr.cols, p.colPanels
+	}
 	if p.shareA {
 		side, width, count = &p.a, p.kr.step, p.rowPanels
 		slabWidth, slabPanels = p.kr.cols, p.colPanels
 	}
-	perSlab := slabAim / (slabWidth * kc)
+	perSlab := slabAim / (slabWidth * p.kr.kc)
 	if workers > 1 {
 		perSlab = max(1, min(perSlab, slabPanels/(4*workers)))
 	}
@@ -166,12 +172,14 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 	if workers > 1 && p.slabs > workers {
 		p.slabs = min(slabPanels, ceil(p.slabs, workers)*workers)
 	}
-	blocks := ceil(p.k, kc)
+	blocks := ceil(p.k, p.kr.kc)
 	perChunk, perTurn := count, blocks
 	if side.packed == nil {
-		perChunk = min(count, sharedSize/(width*kc))
-		perTurn = min(blocks, sharedSize/(perChunk*width*kc))
-		size := perChunk * width * min(p.k, perTurn*kc)
+		if !p.upper {
+			perChunk = min(count, sharedSize/(width*p.kr.kc))
+		}
+		perTurn = max(1, min(blocks, sharedSize/(perChunk*width*p.kr.kc)))
+		size := perChunk * width * min(p.k, perTurn*p.kr.kc)
 		if cap(p.buffer) < size {
 			p.buffer = make([]T, size)
 		}
@@ -184,7 +192,7 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 		for p.block0 = 0; p.block0 < blocks; p.block0 += perTurn {
 			p.block1 = min(p.block0+perTurn, blocks)
 			if side.packed == nil {
-				if err := each(ctx, (p.chunk1-p.chunk0)*(p.block1-p.block0), p.packTask); err != nil {
+				if err := each(ctx, ceil(p.chunk1-p.chunk0, panelGroup)*(p.block1-p.block0), p.packTask); err != nil {
 					return err
 				}
 			}
@@ -198,11 +206,11 @@ func (p *product[T]) runPacked(ctx context.Context, workers int, each func(conte
 
 func ceil(a, b int) int { return (a + b - 1) / b }
 
-// rowPanel returns the first row and the number of rows of a panel of A. Panels
-// differ by at most one row, so that none is left with few.
-func (p *product[T]) rowPanel(i int) (at, rows int) {
+// rowPanel returns the first row, the number of rows and the width in memory of
+// a panel of A. Panels differ by at most one row, so that none is left with few.
+func (p *product[T]) rowPanel(i int) (at, rows, width int) {
 	at = i * p.m / p.rowPanels
-	return at, (i+1)*p.m/p.rowPanels - at
+	return at, (i+1)*p.m/p.rowPanels - at, p.kr.step
 }
 
 // colPanel returns the first column, the number of columns and the width in
@@ -216,7 +224,7 @@ func (p *product[T]) colPanel(j int) (at, cols, width int) {
 	return at, cols, p.kr.cols
 }
 
-func (p *product[T]) blockLen(b int) int { return min(kc, p.k-b*kc) }
+func (p *product[T]) blockLen(b int) int { return min(p.kr.kc, p.k-b*p.kr.kc) }
 
 // sharedPanel returns where a panel of the shared side begins.
 func (p *product[T]) sharedPanel(block, panel int) []T {
@@ -224,32 +232,78 @@ func (p *product[T]) sharedPanel(block, panel int) []T {
 	if p.shareA {
 		width = p.kr.step
 	}
-	at := (block - p.block0) * kc * (p.chunk1 - p.chunk0) * width
+	at := (block - p.block0) * p.kr.kc * (p.chunk1 - p.chunk0) * width
 	return p.shared[at+(panel-p.chunk0)*width*p.blockLen(block):]
 }
 
 func (p *product[T]) packShared(t int) error {
 	w := newWorker[T]()
 	defer w.release()
-	panels := p.chunk1 - p.chunk0
-	block, panel := p.block0+t/panels, p.chunk0+t%panels
-	p.pack(w, p.sharedPanel(block, panel), p.shareA, block, panel)
+	groups := ceil(p.chunk1-p.chunk0, panelGroup)
+	block, q := p.block0+t/groups, p.chunk0+t%groups*panelGroup
+	p.pack(w, p.sharedPanel(block, q), p.shareA, block, q, min(q+panelGroup, p.chunk1))
 	return nil
 }
 
-// pack writes one panel of A or B.
-func (p *product[T]) pack(w *worker[T], dst []T, ofA bool, block, panel int) {
+// pack writes panels q0 … q1−1 of A or B.
+func (p *product[T]) pack(w *worker[T], dst []T, ofA bool, block, q0, q1 int) {
+	k0, k := block*p.kr.kc, p.blockLen(block)
+	side, width, panel := &p.b, p.kr.cols, p.colPanel
 	if ofA {
-		at, rows := p.rowPanel(panel)
-		packPanel(p.kr, w, dst, &p.a, at, rows, p.kr.step, block*kc, p.blockLen(block))
-		return
+		side, width, panel = &p.a, p.kr.step, p.rowPanel
 	}
-	at, cols, width := p.colPanel(panel)
-	if p.b.image != nil {
-		packPatches(w, any(dst).([]float32), p.b.image, at, cols, width, block*kc, p.blockLen(block))
-		return
+	for q0 < q1 && side.kMajor && p.kr.copyPanels != nil {
+		n := min(panelGroup, q1-q0)
+		done := p.packTogether(w, dst, side, width, k0, k, q0, n, panel)
+		if done == 0 {
+			break
+		}
+		q0 += done
+		dst = dst[done*width*k:]
 	}
-	packPanel(p.kr, w, dst, &p.b, at, cols, width, block*kc, p.blockLen(block))
+	for ; q0 < q1; q0++ {
+		at, n, width := panel(q0)
+		if side.image != nil {
+			packPatches(any(dst).([]float32), side.image, p.kr.lanes, at, n, width, k0, k)
+		} else {
+			packPanel(p.kr, w, dst, side, at, n, width, k0, k)
+		}
+		dst = dst[min(len(dst), width*k):]
+	}
+}
+
+// packTogether packs panels row by row, as many of n as are of full width, and
+// returns how many.
+func (p *product[T]) packTogether(w *worker[T], dst []T, s *source[T], width, k0, k, q0, n int, panel func(int) (at, n, width int)) int {
+	size := int(unsafe.Sizeof(T(0)))
+	for ; n > 0; n-- {
+		if _, _, full := panel(q0 + n - 1); full == width {
+			break
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	first, _, _ := panel(q0)
+	last, _, _ := panel(q0 + n - 1)
+	for i := range n {
+		at, _, _ := panel(q0 + i)
+		w.at[i] = int32((at - first) * size)
+	}
+	// Whole vectors are read as far as they lie within the data.
+	rows := 0
+	if room := len(s.data) - k0*s.ld - last - width; room >= 0 {
+		rows = min(k, room/s.ld+1)
+		_ = dst[n*width*k-1]
+		p.kr.copyPanels(unsafe.Pointer(&dst[0]), width*k*size, unsafe.Pointer(&s.data[k0*s.ld+first]), s.ld*size, rows, &w.at[0], n, width/p.kr.lanes)
+	}
+	if rows < k {
+		for i := range n {
+			at, count, _ := panel(q0 + i)
+			packPanel(p.kr, w, dst[(i*k+rows)*width:], s, at, count, width, k0+rows, k-rows)
+		}
+	}
+	return n
 }
 
 // packPanel writes n rows of A (or columns of B), from row at on and for k
@@ -268,7 +322,7 @@ func packPanel[T number](kr *kernels, w *worker[T], dst []T, s *source[T], at, n
 		for r := range kr.square {
 			w.rows[r] = unsafe.Pointer(&s.data[(at+min(g+r, n-1))*s.ld+k0 : (at+min(g+r, n-1))*s.ld+k0+k][0])
 		}
-		kr.transpose(unsafe.Add(d, g*size), width*size, &w.rows, k)
+		kr.transpose(unsafe.Add(d, g*size), width*size, &w.rows[0], 0, k)
 	}
 }
 
@@ -276,6 +330,10 @@ func packPanel[T number](kr *kernels, w *worker[T], dst []T, s *source[T], at, n
 func (p *product[T]) multiplySlab(t int) error {
 	w := newWorker[T]()
 	defer w.release()
+	if p.upper {
+		p.multiplyUpper(w, t)
+		return nil
+	}
 	panels, width, packed := p.rowPanels, p.kr.step, p.a.packed
 	if p.shareA {
 		panels, width, packed = p.colPanels, p.kr.cols, p.b.packed
@@ -288,11 +346,9 @@ func (p *product[T]) multiplySlab(t int) error {
 		k := p.blockLen(block)
 		slab := w.slab
 		if packed != nil {
-			slab = packed[block*kc*panels*width+s0*width*k:]
+			slab = packed[block*p.kr.kc*panels*width+s0*width*k:]
 		} else {
-			for s := s0; s < s1; s++ {
-				p.pack(w, slab[(s-s0)*width*k:], !p.shareA, block, s)
-			}
+			p.pack(w, slab, !p.shareA, block, s0, s1)
 		}
 		p.multiplyBlock(w, slab, width, s0, s1, block)
 	}
@@ -318,20 +374,42 @@ func (p *product[T]) multiplyBlock(w *worker[T], slab []T, width, s0, s1, block 
 
 // multiplyTile computes tile (i, j) from packed panels.
 func (p *product[T]) multiplyTile(w *worker[T], a, b unsafe.Pointer, i, j, block int) {
-	i0, rows := p.rowPanel(i)
+	i0, rows, _ := p.rowPanel(i)
 	j0, cols, width := p.colPanel(j)
-	if p.upper && j0+cols <= i0 {
-		return
-	}
 	t := &w.tile
 	t.a, t.b = a, b
-	t.ldb = width * int(unsafe.Sizeof(T(0)))
+	t.lda, t.ldb = p.kr.step*int(unsafe.Sizeof(T(0))), width*int(unsafe.Sizeof(T(0)))
 	p.finishTile(w, p.kr.tiles[rows][width/p.kr.lanes], i0, rows, j0, cols, width, block == 0)
+}
+
+// multiplyUpper multiplies slab t of AᵀA. Panels of B serve for A, cut into
+// tiles of as many rows as a kernel takes.
+func (p *product[T]) multiplyUpper(w *worker[T], slab int) {
+	size := int(unsafe.Sizeof(T(0)))
+	s0, s1 := slab*p.colPanels/p.slabs, (slab+1)*p.colPanels/p.slabs
+	t := &w.tile
+	t.alpha32, t.alpha64 = float32(p.alpha), float64(p.alpha)
+	for block := p.block0; block < p.block1; block++ {
+		t.k = p.blockLen(block)
+		for q := s0; q < p.colPanels; q++ {
+			j0, cols, width := p.colPanel(q)
+			b := unsafe.Pointer(&p.sharedPanel(block, q)[0])
+			for s := s0; s < min(s1, q+1); s++ {
+				i0, rows, rowWidth := p.colPanel(s)
+				a := unsafe.Pointer(&p.sharedPanel(block, s)[0])
+				parts := ceil(rows, p.kr.rows)
+				for i := range parts {
+					r0, r1 := i*rows/parts, (i+1)*rows/parts
+					t.a, t.lda, t.b, t.ldb = unsafe.Add(a, r0*size), rowWidth*size, b, width*size
+					p.finishTile(w, p.kr.tiles[r1-r0][width/p.kr.lanes], i0+r0, r1-r0, j0, cols, width, block == 0)
+				}
+			}
+		}
+	}
 }
 
 // finishTile says where a tile goes and what is added to it, and runs it.
 func (p *product[T]) finishTile(w *worker[T], kernel func(*tile), i0, rows, j0, cols, width int, first bool) {
-	const maxWidth = 256
 	size := int(unsafe.Sizeof(T(0)))
 	t := &w.tile
 	if p.master != nil {

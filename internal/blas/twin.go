@@ -23,12 +23,15 @@ var generic = &set{
 }
 
 func twin[T number]() *kernels {
-	k := &kernels{rows: twinRows, cols: twinCols, half: twinCols, step: twinRows, lanes: twinCols, square: twinRows}
+	k := &kernels{kc: kc32, rows: twinRows, cols: twinCols, half: twinCols, step: twinRows, lanes: twinCols, square: twinRows}
 	k.tiles = make([][]func(*tile), twinRows+1)
 	for r := range k.tiles {
 		k.tiles[r] = []func(*tile){nil, func(t *tile) { twinTile[T](t, r) }}
 	}
 	size := int(unsafe.Sizeof(T(0)))
+	if size == 8 {
+		k.kc = kc64
+	}
 	k.copyPanel = func(dst, src unsafe.Pointer, ld, n, words, _ int) {
 		for i := range n {
 			d := unsafe.Slice((*T)(unsafe.Add(dst, i*twinCols*size)), twinCols)
@@ -36,11 +39,12 @@ func twin[T number]() *kernels {
 			copy(d, unsafe.Slice((*T)(unsafe.Add(src, i*ld)), words*4/size))
 		}
 	}
-	k.transpose = func(dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, n int) {
+	k.transpose = func(dst unsafe.Pointer, ldd int, row *unsafe.Pointer, from, n int) {
+		rows := unsafe.Slice(row, twinRows)
 		for i := range n {
 			d := unsafe.Slice((*T)(unsafe.Add(dst, i*ldd)), twinRows)
 			for r := range d {
-				d[r] = *(*T)(unsafe.Add(rows[r], i*size))
+				d[r] = *(*T)(unsafe.Add(rows[r], from+i*size))
 			}
 		}
 	}
@@ -51,7 +55,7 @@ func twinTile[T number](t *tile, rows int) {
 	size := int(unsafe.Sizeof(T(0)))
 	var acc [twinRows][twinCols]T
 	for l := range t.k {
-		a := (*[twinRows]T)(unsafe.Add(t.a, l*twinRows*size))
+		a := (*[twinRows]T)(unsafe.Add(t.a, l*t.lda))
 		b := (*[twinCols]T)(unsafe.Add(t.b, l*t.ldb))
 		for r := range rows {
 			x, s := a[r], &acc[r]

@@ -32,8 +32,13 @@ func TestChoose(t *testing.T) {
 		asked      string
 		best, want kernels
 	}{
-		{"", avx512, avx512}, {"", generic, generic}, {"generic", avx512, generic}, {"avx2", avx512, avx2},
-		{"avx512", avx2, avx2}, {"avx2", generic, generic}, {"nonsense", avx2, avx2},
+		{"", avx512, avx512},
+		{"", generic, generic},
+		{"generic", avx512, generic},
+		{"avx2", avx512, avx2},
+		{"avx512", avx2, avx2},
+		{"avx2", generic, generic},
+		{"nonsense", avx2, avx2},
 	} {
 		if got := choose(c.asked, c.best); got != c.want {
 			t.Errorf("%q on %v: %v, want %v", c.asked, c.best, got, c.want)

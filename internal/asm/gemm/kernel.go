@@ -92,6 +92,7 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("DECQ R11")
 	f.p("JNZ  prefetch")
 	f.label("zero")
+	f.p("MOVQ tile_lda(AX), R12")
 	for i := range rows * vectors {
 		f.p("VXORPS %[1]s, %[1]s, %[1]s", xy(a, i))
 	}
@@ -99,7 +100,12 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	if rows*vectors < 8 && !table {
 		unroll = 4
 	}
-	step := func(u int) {
+	step := func() {
+		if vectors > 2 { // B is not packed: ask for a row further down
+			for v := 0; v < vectors*a.bytes; v += 64 {
+				f.p("PREFETCHT0 %d(DI)(R8*8)", v)
+			}
+		}
 		if table {
 			f.p("MOVLQSX (R8), R10")
 			f.p("ADDQ $4, R8")
@@ -112,7 +118,7 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 			}
 		}
 		for r := range rows {
-			f.p("%s %d(SI), %s", a.op("VBROADCASTSS"), (u*a.step+r)*a.elem, bc(r))
+			f.p("%s %d(SI), %s", a.op("VBROADCASTSS"), r*a.elem, bc(r))
 			for v := range vectors {
 				f.p("%s %s, %s, %s", a.op("VFMADD231PS"), b(v), bc(r), acc(r, v))
 			}
@@ -120,16 +126,16 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 		if !table {
 			f.p("ADDQ R8, DI")
 		}
+		f.p("ADDQ R12, SI")
 	}
 	if unroll > 1 {
 		f.p("SUBQ $%d, CX", unroll)
 		f.p("JL   rest")
 		f.p("PCALIGN $32")
 		f.label("unrolled")
-		for u := range unroll {
-			step(u)
+		for range unroll {
+			step()
 		}
-		f.p("ADDQ $%d, SI", unroll*a.step*a.elem)
 		f.p("SUBQ $%d, CX", unroll)
 		f.p("JGE  unrolled")
 		f.label("rest")
@@ -139,8 +145,15 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JZ   finish")
 	f.p("PCALIGN $32")
 	f.label("loop")
-	step(0)
-	f.p("ADDQ $%d, SI", a.step*a.elem)
+	if rows*vectors > 8 && vectors <= 2 { // the next lines, for what streams from the second-level cache
+		for v := 0; v < vectors*a.bytes; v += 64 {
+			f.p("PREFETCHT0 %d(DI)", v+1024)
+		}
+		for v := 0; v < a.step*a.elem; v += 64 {
+			f.p("PREFETCHT0 %d(SI)", v+12*a.step*a.elem)
+		}
+	}
+	step()
 	f.p("DECQ CX")
 	f.p("JNZ  loop")
 

@@ -72,6 +72,7 @@ func main() {
 			kernel(f, a, s[0], s[1], true)
 		}
 		copyPanel(f, a)
+		copyPanels(f, a)
 		transpose(f, a)
 		if a.elem == 4 {
 			addTile(f, a)

@@ -68,6 +68,65 @@ func copyPanel(f *file, a isa) {
 	f.p("RET")
 }
 
+// copyPanels writes the packing of several panels whose index is contiguous,
+// row by row, so that a row is read in one run. It reads whole vectors.
+func copyPanels(f *file, a isa) {
+	if a.elem == 8 {
+		return
+	}
+	name := "copyPanels" + a.name[3:]
+	f.text(name, "dst unsafe.Pointer, ldp int, src unsafe.Pointer, ld, k int, at *int32, panels, vectors int", 64,
+		name+" packs k rows of panels of one or two whole vectors, panel i read at src+at[i] and written at dst+i·ldp; all in bytes.")
+	f.p("MOVQ dst+0(FP), DI")
+	f.p("MOVQ ldp+8(FP), R8")
+	f.p("MOVQ src+16(FP), SI")
+	f.p("MOVQ ld+24(FP), R9")
+	f.p("MOVQ k+32(FP), CX")
+	f.p("MOVQ at+40(FP), R10")
+	f.p("MOVQ panels+48(FP), R11")
+	f.p("LEAQ (SI)(R9*4), R13")
+	f.p("TESTQ CX, CX")
+	f.p("JZ   done")
+	f.p("CMPQ vectors+56(FP), $2")
+	f.p("JEQ  two")
+	for n := 1; n <= 2; n++ {
+		row, panel := fmt.Sprintf("row%d", n), fmt.Sprintf("panel%d", n)
+		if n == 2 {
+			row = "two"
+		}
+		f.label(row)
+		f.p("MOVQ DI, DX")
+		f.p("XORQ BX, BX")
+		f.label(panel)
+		f.p("MOVLQSX (R10)(BX*4), R12")
+		f.p("PREFETCHT0 (R13)(R12*1)")
+		if n*a.bytes > 64 {
+			f.p("PREFETCHT0 64(R13)(R12*1)")
+		}
+		for v := range n {
+			f.p("VMOVUPS %d(SI)(R12*1), %s", v*a.bytes, a.v(v))
+		}
+		for v := range n {
+			f.p("VMOVUPS %s, %d(DX)", a.v(v), v*a.bytes)
+		}
+		f.p("ADDQ R8, DX")
+		f.p("INCQ BX")
+		f.p("CMPQ BX, R11")
+		f.p("JLT  %s", panel)
+		f.p("ADDQ R9, SI")
+		f.p("ADDQ R9, R13")
+		f.p("ADDQ $%d, DI", n*a.bytes)
+		f.p("DECQ CX")
+		f.p("JNZ  %s", row)
+		if n == 1 {
+			f.p("JMP  done")
+		}
+	}
+	f.label("done")
+	f.p("VZEROUPPER")
+	f.p("RET")
+}
+
 // masks sets K1 and K2, or Y14 and Y15, to the first AX words of two vectors.
 func masks(f *file, a isa, lanes int) {
 	if a.reg == "Z" {
@@ -92,14 +151,14 @@ func masks(f *file, a isa, lanes int) {
 func transpose(f *file, a isa) {
 	n := a.bytes / a.elem
 	name := "transpose" + a.name
-	f.text(name, "dst unsafe.Pointer, ldd int, rows *[16]unsafe.Pointer, k int", 32,
-		fmt.Sprintf("%s writes element i of each of %d rows side by side at dst+i·ldd, for i < k.", name, n))
+	f.text(name, "dst unsafe.Pointer, ldd int, rows *unsafe.Pointer, from, k int", 40,
+		fmt.Sprintf("%s writes number i of each of %d rows, counted from byte from on, side by side at dst+i·ldd, for i < k.", name, n))
 	f.p("MOVQ dst+0(FP), DI")
 	f.p("MOVQ ldd+8(FP), R8")
 	f.p("MOVQ rows+16(FP), SI")
-	f.p("MOVQ k+24(FP), CX")
+	f.p("MOVQ from+24(FP), BX")
+	f.p("MOVQ k+32(FP), CX")
 	f.p("LEAQ (R8)(R8*2), R9")
-	f.p("XORQ BX, BX")
 	f.p("SUBQ $%d, CX", n)
 	f.p("JL   tail")
 	f.label("loop")

@@ -215,7 +215,7 @@ func measure(l line, threads int, other peer, least time.Duration, pairs int) {
 	var ratio, us, them, limit []float64
 	for range pairs {
 		time.Sleep(other.idle)
-		limit = append(limit, peak.GFLOPS(l.f64, clock))
+		limit = append(limit, peak.GFLOPS(l.f64, blas.Kernels == "avx512", clock))
 		x := timed(ours, a)
 		y := timed(theirs, b)
 		ratio, us, them = append(ratio, y/x), append(us, x), append(them, y)

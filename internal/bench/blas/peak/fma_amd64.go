@@ -1,7 +1,5 @@
 package peak
 
-import "github.com/fettle-dev/fettle/internal/blas"
-
 //go:noescape
 func fma256(n int)
 
@@ -9,8 +7,8 @@ func fma256(n int)
 func fma512(n int)
 
 // fmaLoop runs n turns and returns how many float32 operations each has.
-func fmaLoop(n int) int {
-	if blas.Kernels == "avx512" {
+func fmaLoop(n int, avx512 bool) int {
+	if avx512 {
 		fma512(n)
 		return 24 * 16 * 2
 	}

@@ -267,14 +267,24 @@ func (e *Executor) linear(ctx context.Context, o *Op, x, y *Tensor) error {
 		return err
 	}
 	rows := len(x.Data) / inputs
-	in := blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data}
-	out := blas32.General{Rows: rows, Cols: o.Outputs, Stride: o.Outputs, Data: y.Data}
-	weight, transpose := o.weightMatrix(w, inputs)
-	if transpose == blas.Trans {
+	return e.apply(ctx, o, w, bias,
+		blas32.General{Rows: rows, Cols: inputs, Stride: inputs, Data: x.Data},
+		blas32.General{Rows: rows, Cols: o.Outputs, Stride: o.Outputs, Data: y.Data})
+}
+
+// apply computes a linear layer's outputs, which it overwrites.
+func (e *Executor) apply(ctx context.Context, o *Op, w, bias []float32, in, out blas32.General) error {
+	if !o.Transposed {
+		weight := blas32.General{Rows: o.Outputs, Cols: in.Cols, Stride: in.Cols, Data: w}
 		return blas.Linear(ctx, e.pool, in, weight, bias, out)
 	}
-	for r := range rows {
-		copy(y.Data[r*o.Outputs:], bias)
+	beta := float32(0)
+	if bias != nil {
+		beta = 1
+		for r := range out.Rows {
+			copy(out.Data[r*out.Stride:][:out.Cols], bias)
+		}
 	}
-	return blas.Gemm(ctx, e.pool, blas.NoTrans, transpose, 1, in, weight, 1, out)
+	weight := blas32.General{Rows: in.Cols, Cols: o.Outputs, Stride: o.Outputs, Data: w}
+	return blas.Gemm(ctx, e.pool, blas.NoTrans, blas.NoTrans, 1, in, weight, beta, out)
 }

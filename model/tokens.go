@@ -9,7 +9,6 @@ import (
 
 	"gonum.org/v1/gonum/blas/blas32"
 
-	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/vec"
 )
 
@@ -203,15 +202,6 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 	})
 }
 
-// weightMatrix returns a linear layer's stored weight and whether y = x·W takes
-// it as it is or transposed.
-func (o *Op) weightMatrix(w []float32, inputs int) (blas32.General, blas.Transpose) {
-	if o.Transposed {
-		return blas32.General{Rows: inputs, Cols: o.Outputs, Stride: o.Outputs, Data: w}, blas.NoTrans
-	}
-	return blas32.General{Rows: o.Outputs, Cols: inputs, Stride: inputs, Data: w}, blas.Trans
-}
-
 // Hidden computes all of the graph but its head, the last operation, which must
 // be Linear: tokens × Head.Inputs numbers. Where a vocabulary is large, the
 // logits of all tokens need many times the memory of the rest; a Head gives
@@ -277,11 +267,5 @@ func (h *Head) Logits(ctx context.Context, hidden, logits blas32.General) error 
 		return fmt.Errorf("model: %d×%d logits of %d×%d hidden states, want %d of %d a row",
 			logits.Rows, logits.Cols, hidden.Rows, hidden.Cols, h.Outputs, h.Inputs)
 	}
-	for r := range logits.Rows {
-		row := logits.Data[r*logits.Stride:][:h.Outputs]
-		clear(row)
-		copy(row, h.bias)
-	}
-	weight, transpose := h.op.weightMatrix(h.weight, h.Inputs)
-	return blas.Gemm(ctx, h.exec.pool, blas.NoTrans, transpose, 1, hidden, weight, 1, logits)
+	return h.exec.apply(ctx, h.op, h.weight, h.bias, hidden, logits)
 }

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 TRAIN, CALIBRATION, TEST = 24000, 128, 200  # stories
 VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KEYS = 176, 64, 64, 3, 4, 2
 DIM, THETA, EPS, CONTEXT = HIDDEN // HEADS, 10000.0, 1e-5, 256
-STEPS, BATCH, RATE = 2000, 16, 4e-3
+STEPS, BATCH, RATE = 2500, 16, 3e-3
 UNKNOWN, BEGIN, END = 0, 1, 2
 
 
@@ -229,20 +229,15 @@ def pad(docs):
 
 
 def train(model, docs):
-    """AdamW, the rate falling as a half cosine, on stories in random order, those
-    of a batch of about the same length."""
+    """AdamW, the rate falling as a half cosine, on stories in random order."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": .05}, {"params": rest, "weight_decay": 0.}],
                                   RATE, betas=(.9, .98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / 100, .02 + .98 * (1 + math.cos(math.pi * s / STEPS)) / 2))
-    batches = []
-    while len(batches) < STEPS:
-        for some in torch.randperm(len(docs))[: len(docs) // 480 * 480].split(480):
-            some = sorted(some.tolist(), key=lambda i: len(docs[i]))
-            batches += [some[at:at + BATCH] for at in torch.randperm(480 // BATCH).mul(BATCH).tolist()]
-    for step, batch in enumerate(batches[:STEPS]):
+    order = torch.cat([torch.randperm(len(docs)) for _ in range(STEPS * BATCH // len(docs) + 1)])
+    for step, batch in enumerate(order[: STEPS * BATCH].split(BATCH)):
         ids, targets = pad([docs[i] for i in batch])
         loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()

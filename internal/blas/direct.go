@@ -74,6 +74,7 @@ func (p *product[T]) multiplyRun(w *worker[T], j0, n int) int {
 				t.b, t.ldb = unsafe.Pointer(&p.b.data[k0*p.b.ld+j0]), p.b.ld*size
 			}
 			t.a, t.lda = unsafe.Pointer(&p.sharedPanel(block, i)[0]), p.kr.step*size
+			t.next = t.a
 			p.finishTile(w, p.kr.tiles[rows][v], i0, rows, j0, cols, v*lanes, block == 0)
 		}
 	}

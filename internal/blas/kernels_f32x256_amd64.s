@@ -1159,6 +1159,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -1173,6 +1175,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 384(SI)
 	VMOVUPS 0(DI), Y10
@@ -1470,6 +1474,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -1486,6 +1492,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 384(SI)
 	VMOVUPS 0(DI), Y12

@@ -93,6 +93,11 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JNZ  prefetch")
 	f.label("zero")
 	f.p("MOVQ tile_lda(AX), R12")
+	far := rows*vectors > 8 && vectors <= 2
+	if far {
+		f.p("MOVQ tile_next(AX), R13")
+		f.p("MOVQ tile_nextStep(AX), R10")
+	}
 	for i := range rows * vectors {
 		f.p("VXORPS %[1]s, %[1]s, %[1]s", xy(a, i))
 	}
@@ -145,7 +150,11 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JZ   finish")
 	f.p("PCALIGN $32")
 	f.label("loop")
-	if rows*vectors > 8 && vectors <= 2 { // the next lines, for what streams from the second-level cache
+	if far { // a panel that is far away, for later
+		f.p("PREFETCHT1 (R13)")
+		f.p("ADDQ R10, R13")
+	}
+	if far { // the next lines, for what streams from the second-level cache
 		for v := 0; v < vectors*a.bytes; v += 64 {
 			f.p("PREFETCHT0 %d(DI)", v+1024)
 		}

@@ -9,9 +9,10 @@ import (
 // of being packed for a single use.
 const directRows = 8
 
-// direct says whether B is read once and unpacked. Chains are the same.
+// direct says whether B is read once and unpacked: for few rows, where there is
+// a kernel wide enough to make that worth while. Chains are the same.
 func (p *product[T]) direct() bool {
-	return p.m <= directRows && p.b.kMajor && p.b.packed == nil && p.b.image == nil && p.a.packed == nil && p.master == nil
+	return p.m <= directRows && p.m <= p.kr.rows && p.kr.widest(p.m) > 2 && p.b.kMajor && p.b.packed == nil && p.b.image == nil && p.a.packed == nil && p.master == nil
 }
 
 // runDirect computes a product of few rows by columns as wide as the registers

@@ -68,8 +68,8 @@ type worker[T number] struct {
 const (
 	maxTile     = 16 * 256       // elements of an edge buffer
 	slabSize    = 16 * 16 * kc32 // elements of a slab
-	slabAim     = slabSize / 2  // what a slab has when there is enough work
-	sharedSize  = 1 << 19       // elements of the shared part
+	slabAim     = slabSize / 2   // what a slab has when there is enough work
+	sharedSize  = 1 << 19        // elements of the shared part
 	panelGroup  = 8              // panels that are packed together
 	smallChains = 1 << 18        // products that are not worth a second worker
 )

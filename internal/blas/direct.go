@@ -9,9 +9,10 @@ import (
 // of being packed for a single use.
 const directRows = 8
 
-// direct says whether B is read once and unpacked. Chains are the same.
+// direct says whether B is read once and unpacked: for few rows, where there is
+// a kernel wide enough to make that worth while. Chains are the same.
 func (p *product[T]) direct() bool {
-	return p.m <= directRows && p.b.kMajor && p.b.packed == nil && p.b.image == nil && p.a.packed == nil && p.master == nil
+	return p.m <= directRows && p.m <= p.kr.rows && p.kr.widest(p.m) > 2 && p.b.kMajor && p.b.packed == nil && p.b.image == nil && p.a.packed == nil && p.master == nil
 }
 
 // runDirect computes a product of few rows by columns as wide as the registers
@@ -74,6 +75,7 @@ func (p *product[T]) multiplyRun(w *worker[T], j0, n int) int {
 				t.b, t.ldb = unsafe.Pointer(&p.b.data[k0*p.b.ld+j0]), p.b.ld*size
 			}
 			t.a, t.lda = unsafe.Pointer(&p.sharedPanel(block, i)[0]), p.kr.step*size
+			t.next = t.a
 			p.finishTile(w, p.kr.tiles[rows][v], i0, rows, j0, cols, v*lanes, block == 0)
 		}
 	}

@@ -16,6 +16,8 @@ type tile struct {
 	in          unsafe.Pointer // what the modes add
 	ahead       unsafe.Pointer // rows to ask the memory for meanwhile, nil for none
 	offsets     unsafe.Pointer // direct kernels: *int32, where each row of B is
+	next        unsafe.Pointer // what to ask the second-level cache for, byte nextStep·l at step l
+	nextStep    int
 	k           int
 	lda         int
 	ldb         int

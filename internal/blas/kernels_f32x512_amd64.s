@@ -1159,6 +1159,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -1173,6 +1175,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -1471,6 +1475,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -1487,6 +1493,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -1817,6 +1825,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -1835,6 +1845,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -2113,6 +2125,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2133,6 +2147,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -2295,6 +2311,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2308,6 +2326,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 768(SI)
 	VMOVUPS 0(DI), Z9
@@ -2437,6 +2457,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2459,6 +2481,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -2635,6 +2659,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2649,6 +2675,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 768(SI)
 	VMOVUPS 0(DI), Z10
@@ -2787,6 +2815,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2811,6 +2841,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -3001,6 +3033,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3016,6 +3050,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 768(SI)
 	VMOVUPS 0(DI), Z11
@@ -3163,6 +3199,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3189,6 +3227,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -3393,6 +3433,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3409,6 +3451,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 768(SI)
 	VMOVUPS 0(DI), Z12
@@ -3565,6 +3609,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3593,6 +3639,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -3811,6 +3859,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3828,6 +3878,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 768(SI)
 	VMOVUPS 0(DI), Z13
@@ -3993,6 +4045,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4023,6 +4077,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)
@@ -4255,6 +4311,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4273,6 +4331,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 768(SI)
 	VMOVUPS 0(DI), Z14
@@ -4447,6 +4507,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4479,6 +4541,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 768(SI)

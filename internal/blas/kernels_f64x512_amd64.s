@@ -1159,6 +1159,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -1173,6 +1175,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -1472,6 +1476,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -1488,6 +1494,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -1819,6 +1827,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -1837,6 +1847,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -2116,6 +2128,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2136,6 +2150,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -2299,6 +2315,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2312,6 +2330,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1536(SI)
 	PREFETCHT0 1600(SI)
@@ -2442,6 +2462,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2464,6 +2486,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -2641,6 +2665,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2655,6 +2681,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1536(SI)
 	PREFETCHT0 1600(SI)
@@ -2794,6 +2822,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -2818,6 +2848,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -3009,6 +3041,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3024,6 +3058,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1536(SI)
 	PREFETCHT0 1600(SI)
@@ -3172,6 +3208,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3198,6 +3236,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -3403,6 +3443,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3419,6 +3461,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1536(SI)
 	PREFETCHT0 1600(SI)
@@ -3576,6 +3620,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3604,6 +3650,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -3823,6 +3871,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -3840,6 +3890,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1536(SI)
 	PREFETCHT0 1600(SI)
@@ -4006,6 +4058,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4036,6 +4090,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)
@@ -4269,6 +4325,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4287,6 +4345,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1536(SI)
 	PREFETCHT0 1600(SI)
@@ -4462,6 +4522,8 @@ prefetchLine:
 	JNZ  prefetch
 zero:
 	MOVQ tile_lda(AX), R12
+	MOVQ tile_next(AX), R13
+	MOVQ tile_nextStep(AX), R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4494,6 +4556,8 @@ zero:
 	JZ   finish
 	PCALIGN $32
 loop:
+	PREFETCHT1 (R13)
+	ADDQ R10, R13
 	PREFETCHT0 1024(DI)
 	PREFETCHT0 1088(DI)
 	PREFETCHT0 1536(SI)

@@ -361,7 +361,9 @@ func (p *product[T]) multiplyBlock(w *worker[T], slab []T, width, s0, s1, block 
 	w.tile.alpha32, w.tile.alpha64 = float32(p.alpha), float64(p.alpha)
 	for q := p.chunk0; q < p.chunk1; q++ {
 		shared := unsafe.Pointer(&p.sharedPanel(block, q)[0])
+		next := unsafe.Pointer(&p.sharedPanel(block, min(q+1, p.chunk1-1))[0])
 		for s := s0; s < s1; s++ {
+			p.ask(w, next, s-s0, s1-s0)
 			own := unsafe.Pointer(&slab[(s-s0)*width*k])
 			if p.shareA {
 				p.multiplyTile(w, shared, own, q, s, block)
@@ -370,6 +372,16 @@ func (p *product[T]) multiplyBlock(w *worker[T], slab []T, width, s0, s1, block 
 			}
 		}
 	}
+}
+
+// ask has the kernel fetch part i of n of the next shared panel meanwhile.
+func (p *product[T]) ask(w *worker[T], next unsafe.Pointer, i, n int) {
+	width := p.kr.cols
+	if p.shareA {
+		width = p.kr.step
+	}
+	step := width * int(unsafe.Sizeof(T(0))) / n
+	w.tile.next, w.tile.nextStep = unsafe.Add(next, i*step*w.tile.k), step
 }
 
 // multiplyTile computes tile (i, j) from packed panels.
@@ -394,7 +406,9 @@ func (p *product[T]) multiplyUpper(w *worker[T], slab int) {
 		for q := s0; q < p.colPanels; q++ {
 			j0, cols, width := p.colPanel(q)
 			b := unsafe.Pointer(&p.sharedPanel(block, q)[0])
+			next := unsafe.Pointer(&p.sharedPanel(block, min(q+1, p.colPanels-1))[0])
 			for s := s0; s < min(s1, q+1); s++ {
+				p.ask(w, next, s-s0, s1-s0)
 				i0, rows, rowWidth := p.colPanel(s)
 				a := unsafe.Pointer(&p.sharedPanel(block, s)[0])
 				parts := ceil(rows, p.kr.rows)

@@ -93,11 +93,16 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JNZ  prefetch")
 	f.label("zero")
 	f.p("MOVQ tile_lda(AX), R12")
+	packed := rows*vectors > 8 && vectors <= 2
+	if packed {
+		f.p("MOVQ tile_next(AX), R13")
+		f.p("MOVQ tile_nextStep(AX), R10")
+	}
 	for i := range rows * vectors {
 		f.p("VXORPS %[1]s, %[1]s, %[1]s", xy(a, i))
 	}
 	unroll := 1
-	if rows*vectors < 8 && !table {
+	if (rows*vectors < 8 || a.reg == "Y") && !table {
 		unroll = 4
 	}
 	step := func() {
@@ -128,11 +133,31 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 		}
 		f.p("ADDQ R12, SI")
 	}
+	// fetch asks for what n steps will read of panels in the second-level cache,
+	// and brings a panel that is farther away, for later, to that cache.
+	fetch := func(n int) {
+		if !packed {
+			return
+		}
+		f.p("PREFETCHT1 (R13)")
+		if n == 1 {
+			f.p("ADDQ R10, R13")
+		} else {
+			f.p("LEAQ (R13)(R10*%d), R13", n)
+		}
+		for v := 0; v < n*vectors*a.bytes; v += 64 {
+			f.p("PREFETCHT0 %d(DI)", v+1024)
+		}
+		for v := 0; v < n*a.step*a.elem; v += 64 {
+			f.p("PREFETCHT0 %d(SI)", v+12*a.step*a.elem)
+		}
+	}
 	if unroll > 1 {
 		f.p("SUBQ $%d, CX", unroll)
 		f.p("JL   rest")
 		f.p("PCALIGN $32")
 		f.label("unrolled")
+		fetch(unroll)
 		for range unroll {
 			step()
 		}
@@ -145,13 +170,8 @@ func kernel(f *file, a isa, rows, vectors int, table bool) {
 	f.p("JZ   finish")
 	f.p("PCALIGN $32")
 	f.label("loop")
-	if rows*vectors > 8 && vectors <= 2 { // the next lines, for what streams from the second-level cache
-		for v := 0; v < vectors*a.bytes; v += 64 {
-			f.p("PREFETCHT0 %d(DI)", v+1024)
-		}
-		for v := 0; v < a.step*a.elem; v += 64 {
-			f.p("PREFETCHT0 %d(SI)", v+12*a.step*a.elem)
-		}
+	if unroll == 1 {
+		fetch(1)
 	}
 	step()
 	f.p("DECQ CX")

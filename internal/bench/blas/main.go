@@ -49,7 +49,6 @@ type line struct {
 	tA, tB  blas.Transpose
 	gram    bool
 	f64     bool
-	conv    *blas.Patches // run as a convolution, the peer given its patches
 }
 
 func (l line) flops() float64 {
@@ -215,8 +214,8 @@ func measure(l line, threads int, other peer, least time.Duration, pairs int) {
 	var ratio, us, them, limit []float64
 	for range pairs {
 		time.Sleep(other.idle)
-		limit = append(limit, peak.GFLOPS(l.f64, blas.Kernels == "avx512", clock))
 		x := timed(ours, a)
+		limit = append(limit, peak.GFLOPS(l.f64, blas.Kernels == "avx512", clock))
 		y := timed(theirs, b)
 		ratio, us, them = append(ratio, y/x), append(us, x), append(them, y)
 	}

@@ -150,6 +150,9 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 			_ = folder.Discard() // empty so far
 		}
 	}()
+	if err := model.CheckCopies(ctx, r.graph, model.Stored(r.ckpt)); err != nil {
+		return nil, fmt.Errorf("%s: %w", r.recipe.Model.Path, err)
+	}
 	r.weights = &weights{ckpt: r.ckpt, solutions: map[string]*layer.Solution{}, replaced: map[string][]float32{}}
 	return folder, r.startRecord(ctx)
 }

@@ -11,24 +11,24 @@ type number interface{ float32 | float64 }
 // A tile is one call of a micro-kernel: C = mode(α·AB) for a few rows and a
 // few vectors of columns. Strides are in bytes.
 type tile struct {
-	a, b        unsafe.Pointer // packed rows; rows of B, packed or not
-	c           unsafe.Pointer
-	in          unsafe.Pointer // what the modes add
-	ahead       unsafe.Pointer // rows to ask the memory for meanwhile, nil for none
-	offsets     unsafe.Pointer // direct kernels: *int32, where each row of B is
-	next        unsafe.Pointer // what to ask the second-level cache for, byte nextStep·l at step l
-	nextStep    int
-	k           int
-	lda         int
-	ldb         int
-	ldc         int
-	ldin        int
-	ldahead     int
-	aheadBytes  int
-	mode        int
-	alpha64     float64
-	alpha32     float32
-	rows, width int // for the twin only
+	a, b       unsafe.Pointer // packed rows; rows of B, packed or not
+	c          unsafe.Pointer
+	in         unsafe.Pointer // what the modes add
+	ahead      unsafe.Pointer // rows to ask the memory for meanwhile, nil for none
+	offsets    unsafe.Pointer // direct kernels: *int32, where each row of B is
+	next       unsafe.Pointer // what to ask the second-level cache for, byte nextStep·l at step l
+	nextStep   int
+	k          int
+	lda        int
+	ldb        int
+	ldc        int
+	ldin       int
+	ldahead    int
+	aheadBytes int
+	mode       int
+	alpha64    float64
+	alpha32    float32
+	width      int // for the twin only
 }
 
 // What a kernel does with a finished product.

@@ -5,14 +5,15 @@ package blas
 import "golang.org/x/sys/cpu"
 
 // maskWords holds masks: so many words from its middle on are set.
-var maskWords = func() (w [32]int32) {
+var maskWords = func() (w [32]int32) { //nolint:unused // read by the assembly
 	for i := range 16 {
 		w[i] = -1
 	}
 	return w
 }()
 
-var bitWords = [8]int32{1, 2, 4, 8, 16, 32, 64, 128}
+// bitWords picks each bit of a byte.
+var bitWords = [8]int32{1, 2, 4, 8, 16, 32, 64, 128} //nolint:unused // read by the assembly
 
 var avx512 = &set{
 	name: "avx512",

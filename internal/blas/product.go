@@ -30,7 +30,6 @@ type source[T number] struct {
 
 type product[T number] struct {
 	kr      *kernels
-	ctx     context.Context
 	m, n, k int
 	a, b    source[T]
 	alpha   T

@@ -72,11 +72,24 @@ const (
 		name  string
 		value any
 	}{
-		{"normalCentre", normalCentre}, {"normalTop", normalTop}, {"log2e", log2e},
-		{"ln2High", ln2High}, {"ln2Low", ln2Low}, {"expTop", expTop}, {"expBottom", expBottom},
-		{"roundMagic", roundMagic}, {"tanhBorder", tanhBorder}, {"geluCubic", geluCubic}, {"geluTwice", geluTwice},
-		{"ln2High64", ln2High64}, {"ln2Low64", ln2Low64}, {"exp64Top", exp64Top}, {"exp64Bottom", exp64Bottom},
-		{"roundMagic64", roundMagic64}, {"one64", one64}, {"rootHalf", rootHalf},
+		{"normalCentre", normalCentre},
+		{"normalTop", normalTop},
+		{"log2e", log2e},
+		{"ln2High", ln2High},
+		{"ln2Low", ln2Low},
+		{"expTop", expTop},
+		{"expBottom", expBottom},
+		{"roundMagic", roundMagic},
+		{"tanhBorder", tanhBorder},
+		{"geluCubic", geluCubic},
+		{"geluTwice", geluTwice},
+		{"ln2High64", ln2High64},
+		{"ln2Low64", ln2Low64},
+		{"exp64Top", exp64Top},
+		{"exp64Bottom", exp64Bottom},
+		{"roundMagic64", roundMagic64},
+		{"one64", one64},
+		{"rootHalf", rootHalf},
 	} {
 		fmt.Fprintf(&b, "\t%s = %v\n", c.name, c.value)
 	}

@@ -166,20 +166,24 @@ func all() []*kernel {
 			count: lanes32, body: func(g *gen, at map[string]string) {
 				g.op("VCVTPH2PS", at["half"], reg(0))
 				g.op("VMOVUPS", reg(0), at["dst"])
-			}}.write},
+			},
+		}.write},
 		{name: "toF16", params: params("half []byte, x []float32"), body: blocks{
 			count: lanes32, body: func(g *gen, at map[string]string) {
 				g.op("VMOVUPS", at["x"], reg(0))
 				g.op("VCVTPS2PH", 0, reg(0), at["half"])
-			}}.write},
+			},
+		}.write},
 		{name: "fromBF16", params: params("dst []float32, half []byte"), body: blocks{
 			count: lanes32, body: func(g *gen, at map[string]string) {
 				g.op("VPMOVZXWD", at["half"], reg(0))
 				g.op("VPSLLD", 16, reg(0), reg(0))
 				g.op("VMOVUPS", reg(0), at["dst"])
-			}}.write},
+			},
+		}.write},
 		{name: "toBF16", params: params("half []byte, x []float32"), body: blocks{
-			count: lanes32, setup: setBF16, body: toBF16}.write},
+			count: lanes32, setup: setBF16, body: toBF16,
+		}.write},
 	}
 }
 

@@ -100,11 +100,11 @@ func newTreemap(cells []cell) treemap {
 func (c *cell) label(r rect) {
 	const letter, line, padding, readable = 6, 14, 5, 11
 	room := int((r.w - 2*padding) / letter)
-	if room < min(readable, len([]rune(c.Label))) || r.h < line+padding {
+	if room < min(readable, len([]rune(abbreviate(c.Label)))) || r.h < line+padding {
 		c.Label = ""
 		return
 	}
-	c.Label = clip(c.Label, room)
+	c.Label = fit(c.Label, room)
 	if s := size(c.bytes); r.h >= 2*line+padding && len([]rune(s)) <= room {
 		c.Size = s
 	}
@@ -163,7 +163,8 @@ type depthChart struct {
 	LabelY                   px
 	Ticks                    []tick
 	Points                   []depthPoint
-	Solved, Nearest          []string // points of lines; a gap starts a new one
+	Solved, Nearest          []string    // points of lines; a gap starts a new one
+	Blocks                   []blockMark // empty where the labels tell enough, or names tell no blocks
 	Radius                   px
 	Summary                  string
 }
@@ -182,6 +183,12 @@ type depthPoint struct {
 	Class                  string
 	Label                  string // under the axis; empty where there is no room
 	Title                  string
+}
+
+// blockMark is a block of a deep model under the axis.
+type blockMark struct {
+	X, LabelX px // of its left edge and its middle
+	Label     string
 }
 
 const (
@@ -210,9 +217,12 @@ func newDepthChart(layers []layerRow) depthChart {
 	for i, l := range layers {
 		names[i] = l.Name
 	}
+	width := (c.Right - c.Left) / px(max(1, len(layers)))
+	if !named {
+		c.Blocks = newBlocks(names, c.Left, width)
+	}
 	names = shortNames(names)
 	step := labelStep(len(layers))
-	width := (c.Right - c.Left) / px(max(1, len(layers)))
 	for i, l := range layers {
 		p := depthPoint{
 			X: c.Left + (px(i)+0.5)*width, Column: c.Left + px(i)*width, ColumnWidth: width,
@@ -227,10 +237,10 @@ func newDepthChart(layers []layerRow) depthChart {
 			p.NearestY = depthY(*l.NearestRelativeError, lo, hi)
 		}
 		if named {
-			p.Label = clip(names[i], 20)
+			p.Label = fit(names[i], 20)
 			// The letters are 6 wide and the labels drawn at 45 degrees.
 			c.Height = max(c.Height, c.LabelY+px(4.3*float64(len([]rune(p.Label))))+8)
-		} else if l.Index == 1 || l.Index%step == 0 {
+		} else if len(c.Blocks) == 0 && (l.Index == 1 || l.Index%step == 0) {
 			p.Label = strconv.Itoa(l.Index)
 		}
 		c.Points = append(c.Points, p)
@@ -309,6 +319,73 @@ func powerLabel(e int) string {
 	superscript := strings.NewReplacer("-", "⁻", "0", "⁰", "1", "¹", "2", "²", "3", "³", "4", "⁴",
 		"5", "⁵", "6", "⁶", "7", "⁷", "8", "⁸", "9", "⁹")
 	return "10" + superscript.Replace(strconv.Itoa(e))
+}
+
+// newBlocks marks the blocks that layers' names speak of, every few where
+// there are many. Columns have the given width and start at left.
+func newBlocks(names []string, left, width px) []blockMark {
+	blocks := blockNumbers(names)
+	var starts []int // layers that open a block
+	for i, b := range blocks {
+		if b >= 0 && (i == 0 || blocks[i-1] != b) {
+			starts = append(starts, i)
+		}
+	}
+	step := labelStep(len(starts))
+	var marks []blockMark
+	for _, first := range starts {
+		b, end := blocks[first], first+1
+		for end < len(blocks) && blocks[end] == b {
+			end++
+		}
+		if b%step == 0 {
+			x := left + px(first)*width
+			marks = append(marks, blockMark{X: x, LabelX: x + px(end-first)*width/2, Label: strconv.Itoa(b)})
+		}
+	}
+	return marks
+}
+
+// blockNumbers returns the block of each layer: the first part of its name that
+// is a number, such as 3 of model.layers.3.mlp.up_proj, or −1 for a layer such
+// as lm_head. It returns nil where these are no blocks in their order: where
+// what stands before the number differs, a number falls, or few share one.
+func blockNumbers(names []string) []int {
+	blocks := make([]int, len(names))
+	prefix, last := "", -1
+	count, inside := 0, 0
+	for i, name := range names {
+		p, b := blockOf(name)
+		blocks[i] = b
+		if b < 0 {
+			continue
+		}
+		if inside > 0 && (p != prefix || b < last) {
+			return nil
+		}
+		if b != last {
+			count++
+		}
+		prefix, last = p, b
+		inside++
+	}
+	if count < 2 || inside < 2*count {
+		return nil
+	}
+	return blocks
+}
+
+// blockOf returns the first part of a name that is a number, and what stands
+// before it; −1 where there is none.
+func blockOf(name string) (prefix string, block int) {
+	at := 0
+	for part := range strings.SplitSeq(name, ".") {
+		if n, err := strconv.Atoi(part); err == nil && isNumber(part) {
+			return name[:at], n
+		}
+		at += len(part) + 1
+	}
+	return "", -1
 }
 
 // labelStep returns every how many layers a number stands under the axis.

@@ -20,20 +20,23 @@ const (
 
 // functions are what the template calls to format figures.
 var functions = template.FuncMap{
-	"bits":     func(x float64) string { return fixed(x, 2) },
-	"count":    count[int64],
-	"countInt": count[int],
-	"fixed":    func(digits int, x float64) string { return fixed(x, digits) },
-	"grid":     formatGrid,
-	"percent":  func(x float64) string { return percent(x) },
-	"plural":   plural,
-	"relative": relative,
-	"seconds":  seconds,
-	"shape":    shape,
-	"size":     size,
-	"full":     full,
-	"times":    times,
-	"share":    share[int],
+	"bits":       func(x float64) string { return fixed(x, 2) },
+	"count":      count[int64],
+	"countInt":   count[int],
+	"fixed":      func(digits int, x float64) string { return fixed(x, digits) },
+	"grid":       formatGrid,
+	"percent":    func(x float64) string { return percent(x) },
+	"perplexity": perplexity,
+	"plural":     plural,
+	"relative":   relative,
+	"seconds":    seconds,
+	"shape":      shape,
+	"size":       size,
+	"full":       full,
+	"lossNote":   lossNote,
+	"nats":       nats,
+	"times":      times,
+	"share":      share[int],
 }
 
 // count formats a whole number with thin spaces between thousands.
@@ -231,6 +234,41 @@ func shortNames(names []string) []string {
 	}
 	return out
 }
+
+// abbreviate drops from a dotted name the parts that tell little: those without
+// a digit, before the last that is more than a number. For example
+// model.layers.0.self_attn.q_proj becomes 0…q_proj, and layer1.0.conv2 stays.
+func abbreviate(name string) string {
+	parts := strings.Split(name, ".")
+	last := len(parts) - 1
+	for last > 0 && isNumber(parts[last]) {
+		last--
+	}
+	var b strings.Builder
+	joint := ""
+	for i, part := range parts {
+		if i < last && !strings.ContainsAny(part, "0123456789") {
+			if b.Len() > 0 {
+				joint = "…"
+			}
+			continue
+		}
+		b.WriteString(joint + part)
+		joint = "."
+	}
+	return b.String()
+}
+
+// fit shortens a layer's name to at most n runes.
+func fit(name string, n int) string {
+	if len([]rune(name)) > n {
+		name = abbreviate(name)
+	}
+	return clip(name, n)
+}
+
+// isNumber says whether s is digits alone.
+func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // parent returns a name up to and including its last dot.
 func parent(name string) string { return name[:strings.LastIndex(name, ".")+1] }

@@ -37,13 +37,16 @@ type page struct {
 	Run      *record.Run
 	Title    string // the model's name
 	Headline headline
+	Language bool // the model is known to predict tokens
 	Size     sizes
 
 	Layers    []layerRow
 	Totals    layerRow
 	HasErrors bool // some layer's error was measured
 	HasSoft   bool
-	Uniform   string // what holds for all layers; empty where they differ
+
+	HasSequences bool   // some data were sequences of tokens
+	Uniform      string // what holds for all layers; empty where they differ
 
 	Fallbacks []fallbackRow
 	FellBack  int // layers with fallbacks
@@ -76,6 +79,8 @@ func newPage(run *record.Run) (*page, error) {
 		Command: command(run),
 		JSON:    template.JS(data), //nolint:gosec // escaped by Marshal, see above
 	}
+	p.HasSequences = languageData(run)
+	p.Language = p.HasSequences || run.Evaluation != nil && run.Evaluation.Language != nil
 	p.Totals = totalRow(p.Layers)
 	for _, l := range p.Layers {
 		p.HasErrors = p.HasErrors || l.RelativeError != nil

@@ -48,8 +48,13 @@ func newHeadline(p *page) headline {
 		parts, status = append(parts, "not smaller than the source"), "warn"
 	}
 	switch e := p.Run.Evaluation; {
+	case e == nil && p.Language:
+		parts, status = append(parts, "loss not measured"), worse(status, "plain")
 	case e == nil:
 		parts, status = append(parts, "accuracy not measured"), worse(status, "plain")
+	case e.Language != nil:
+		text, s := lossHeadline(e.Language)
+		parts, status = append(parts, text), worse(status, s)
 	case e.Tied:
 		parts = append(parts, "top-1 tied with the original")
 	case e.AccuracyDrop > 0:

@@ -221,9 +221,13 @@ func measure(l line, threads int, other peer, least time.Duration, pairs int) {
 	a, b := int(least.Seconds()/timed(ours, 1))+1, int(least.Seconds()/timed(theirs, 1))+1
 	var ratio, us, them, limit []float64
 	for range pairs {
-		time.Sleep(other.idle)
+		if threads > 1 {
+			time.Sleep(other.idle)
+		}
+		ours() // after the pause, and below after the other's turn
 		x := timed(ours, a)
 		limit = append(limit, peak.GFLOPS(l.f64, blas.Kernels == "avx512", clock))
+		theirs()
 		y := timed(theirs, b)
 		ratio, us, them = append(ratio, y/x), append(us, x), append(them, y)
 	}

@@ -44,7 +44,7 @@ func init() {
 			C.cblas_ssyrk(C.CblasRowMajor, C.CblasUpper, C.CblasTrans, C.int(a.Cols), C.int(a.Rows), 1,
 				f(a.Data), C.int(a.Stride), 0, f(c.Data), C.int(c.Stride))
 		},
-		// Its threads wait for work by spinning for about 26 ms.
-		idle: 40 * time.Millisecond,
+		// Its threads wait for work by spinning, for 2²⁸ cycles at most.
+		idle: 150 * time.Millisecond,
 	})
 }

@@ -28,7 +28,6 @@ type tile struct {
 	mode       int
 	alpha64    float64
 	alpha32    float32
-	width      int // for the twin only
 }
 
 // What a kernel does with a finished product.

@@ -166,7 +166,7 @@ func (r *run) startRecord(ctx context.Context) error {
 		Version: record.Version,
 		Tool: record.Tool{
 			Name: "fettle", Version: r.options.Version, Go: runtime.Version(),
-			OS: runtime.GOOS, Arch: runtime.GOARCH, Kernels: blas.Path, Workers: r.pool.Workers(),
+			OS: runtime.GOOS, Arch: runtime.GOARCH, Kernels: blas.Kernels, Workers: r.pool.Workers(),
 		},
 		Started: time.Now().UTC().Truncate(time.Second),
 		Recipe:  record.Recipe{Path: r.recipe.file, SHA256: r.recipe.SHA256(), Text: r.recipe.text},

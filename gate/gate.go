@@ -19,20 +19,31 @@ import (
 
 // The names of the budgets, as they stand in verdicts and on command lines.
 const (
-	maxSize          = "max-size"
-	maxRatio         = "max-ratio"
-	maxAccuracyDrop  = "max-accuracy-drop"
-	maxKL            = "max-kl"
-	maxRelativeError = "max-relative-error"
-	maxFallbacks     = "max-fallbacks"
+	maxSize            = "max-size"
+	maxRatio           = "max-ratio"
+	maxAccuracyDrop    = "max-accuracy-drop"
+	maxLossIncrease    = "max-loss-increase"
+	maxPerplexityRatio = "max-perplexity-ratio"
+	maxKL              = "max-kl"
+	maxRelativeError   = "max-relative-error"
+	maxFallbacks       = "max-fallbacks"
 )
 
 // Budgets are upper limits. A figure equal to its limit is within it.
 type Budgets struct {
-	MaxSize          int64    // bytes of the weight files; 0 for no limit
-	MaxRatio         float64  // those bytes over the source's; 0 for no limit
-	MaxAccuracyDrop  *float64 // points of top-1, original minus compressed
-	MaxKL            *float64 // nats, mean over samples of KL(original ‖ compressed)
+	MaxSize         int64    // bytes of the weight files; 0 for no limit
+	MaxRatio        float64  // those bytes over the source's; 0 for no limit
+	MaxAccuracyDrop *float64 // points of top-1, original minus compressed; of classifiers
+
+	// Of language models: nats per token, compressed minus original loss; and
+	// compressed over original perplexity.
+	MaxLossIncrease    *float64
+	MaxPerplexityRatio *float64
+
+	// Nats, mean over samples or tokens of KL(original ‖ compressed). Where the
+	// record holds bounds, the upper one counts.
+	MaxKL *float64
+
 	MaxRelativeError *float64 // of the worst layer, on the calibration data
 	MaxFallbacks     *int     // over all layers
 }
@@ -43,7 +54,7 @@ type Verdict struct {
 	Pass        bool    `json:"pass"`
 	Limit       string  `json:"limit"`        // for people, with its unit
 	Actual      string  `json:"actual"`       // for people, with its unit
-	LimitValue  float64 `json:"limit_value"`  // bytes, ratio, points, nats or a count
+	LimitValue  float64 `json:"limit_value"`  // bytes, a ratio, points, nats or a count
 	ActualValue float64 `json:"actual_value"` // in the same unit
 	Detail      string  `json:"detail,omitempty"`
 }
@@ -60,7 +71,7 @@ func (v Verdict) String() string {
 	if v.Detail != "" {
 		detail = " (" + v.Detail + ")"
 	}
-	return fmt.Sprintf("%s  %-18s  %s%s%s%s", status, v.Name, v.Actual, joint, v.Limit, detail)
+	return fmt.Sprintf("%s  %-20s  %s%s%s%s", status, v.Name, v.Actual, joint, v.Limit, detail)
 }
 
 // ErrNoBudget says that there was nothing to check.
@@ -113,8 +124,14 @@ func Check(ctx context.Context, path string, b Budgets) ([]Verdict, error) {
 	if b.MaxAccuracyDrop != nil {
 		add(checkAccuracy(f, *b.MaxAccuracyDrop))
 	}
+	if b.MaxLossIncrease != nil {
+		add(checkLoss(f, *b.MaxLossIncrease))
+	}
+	if b.MaxPerplexityRatio != nil {
+		add(checkPerplexity(f, *b.MaxPerplexityRatio))
+	}
 	if b.MaxKL != nil {
-		add(checkKL(f.run, *b.MaxKL))
+		add(checkKL(f, *b.MaxKL))
 	}
 	if b.MaxRelativeError != nil {
 		add(checkRelativeError(f.run, *b.MaxRelativeError))
@@ -139,9 +156,15 @@ func (b Budgets) check() error {
 	if b.MaxRatio < 0 || !finite(b.MaxRatio) {
 		return &BudgetError{maxRatio, fmt.Sprintf("limit of %v, want more than 0", b.MaxRatio)}
 	}
-	// A negative drop is a gain, and a gain can be asked for.
+	// A negative drop or increase is a gain, and a gain can be asked for.
 	if d := b.MaxAccuracyDrop; d != nil && !finite(*d) {
 		return &BudgetError{maxAccuracyDrop, fmt.Sprintf("limit of %v points, want a number", *d)}
+	}
+	if x := b.MaxLossIncrease; x != nil && !finite(*x) {
+		return &BudgetError{maxLossIncrease, fmt.Sprintf("limit of %v nats per token, want a number", *x)}
+	}
+	if r := b.MaxPerplexityRatio; r != nil && (*r <= 0 || !finite(*r)) {
+		return &BudgetError{maxPerplexityRatio, fmt.Sprintf("limit of %v, want more than 0, such as 1.05", *r)}
 	}
 	if kl := b.MaxKL; kl != nil && (*kl < 0 || !finite(*kl)) {
 		return &BudgetError{maxKL, fmt.Sprintf("limit of %v nats, want 0 or more", *kl)}
@@ -187,6 +210,9 @@ const accuracyTolerance = 1e-6
 
 func checkAccuracy(f *folder, limit float64) (Verdict, error) {
 	e := f.run.Evaluation
+	if e != nil && e.Language != nil {
+		return Verdict{}, &BudgetError{maxAccuracyDrop, "the record is of a language model, which has no accuracy: use " + maxLossIncrease + " or " + maxPerplexityRatio}
+	}
 	if e == nil || e.Samples <= 0 {
 		return Verdict{}, notEvaluated(maxAccuracyDrop)
 	}
@@ -205,11 +231,15 @@ func checkAccuracy(f *folder, limit float64) (Verdict, error) {
 	return v, nil
 }
 
-func checkKL(run *record.Run, limit float64) (Verdict, error) {
-	if run.Evaluation == nil {
+func checkKL(f *folder, limit float64) (Verdict, error) {
+	e := f.run.Evaluation
+	switch {
+	case e == nil:
 		return Verdict{}, notEvaluated(maxKL)
+	case e.Language != nil:
+		return checkLanguageKL(f, limit)
 	}
-	return newVerdict(maxKL, run.Evaluation.KL, limit, " nats", 4), nil
+	return newVerdict(maxKL, e.KL, limit, " nats", 4), nil
 }
 
 func notEvaluated(budget string) error {
@@ -282,8 +312,8 @@ func newVerdict(name string, actual, limit float64, unit string, digits int) Ver
 }
 
 func join(a, b string) string {
-	if a == "" {
-		return b
+	if a == "" || b == "" {
+		return a + b
 	}
 	return a + "; " + b
 }

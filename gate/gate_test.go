@@ -56,6 +56,18 @@ func newOutput() *output {
 	}
 }
 
+// languageOutput is a folder of a language model.
+func languageOutput() *output {
+	o := newOutput()
+	o.run.Evaluation = &record.Evaluation{Samples: 200, Language: &record.LanguageEvaluation{
+		Documents: 200, Tokens: 73_100,
+		Original:   record.LanguageMetrics{Loss: 1.25, Perplexity: math.Exp(1.25)},
+		Compressed: &record.LanguageMetrics{Loss: 1.5, Perplexity: math.Exp(1.5)},
+		KL:         0.28, Agreement: 75, LossIncrease: 0.25, Interval: &[2]float64{0.24, 0.26},
+	}}
+	return o
+}
+
 func ptr[T any](x T) *T { return &x }
 
 // weightFile returns the first bytes of a safetensors file of the given size.
@@ -107,25 +119,25 @@ func TestCheck(t *testing.T) {
 		budgets Budgets
 		want    string
 	}{
-		{"size passes", Budgets{MaxSize: 180_000}, "PASS  max-size            148.2 KB of 180.0 KB (82 %)"},
-		{"size equal", Budgets{MaxSize: 148_200}, "PASS  max-size            148.2 KB of 148.2 KB (100 %)"},
-		{"size fails", Budgets{MaxSize: 148_199}, "FAIL  max-size            148.2 KB of 148.2 KB (100 %, over by 1 B)"},
-		{"ratio passes", Budgets{MaxRatio: 0.25}, "PASS  max-ratio           0.100, limit 0.250 (148.2 KB of the source's 1.48 MB)"},
-		{"ratio equal", Budgets{MaxRatio: 0.1}, "PASS  max-ratio           0.100, limit 0.100 (148.2 KB of the source's 1.48 MB)"},
-		{"ratio fails", Budgets{MaxRatio: 0.08}, "FAIL  max-ratio           0.100, limit 0.080 (over by 0.020; 148.2 KB of the source's 1.48 MB)"},
-		{"ratio fails narrowly", Budgets{MaxRatio: 0.09999}, "FAIL  max-ratio           0.1, limit 0.09999 (over by 1e-05; 148.2 KB of the source's 1.48 MB)"},
-		{"drop passes", Budgets{MaxAccuracyDrop: ptr(1.0)}, "PASS  max-accuracy-drop   0.50 points, limit 1.00 (tied, 95 % interval -0.20 to 1.20)"},
-		{"drop equal", Budgets{MaxAccuracyDrop: ptr(0.5)}, "PASS  max-accuracy-drop   0.50 points, limit 0.50 (tied, 95 % interval -0.20 to 1.20)"},
-		{"drop fails", Budgets{MaxAccuracyDrop: ptr(0.39)}, "FAIL  max-accuracy-drop   0.50 points, limit 0.39 (over by 0.11; tied, 95 % interval -0.20 to 1.20)"},
-		{"gain asked for", Budgets{MaxAccuracyDrop: ptr(-0.1)}, "FAIL  max-accuracy-drop   0.50 points, limit -0.10 (over by 0.60; tied, 95 % interval -0.20 to 1.20)"},
-		{"kl passes", Budgets{MaxKL: ptr(0.03)}, "PASS  max-kl              0.0260 nats, limit 0.0300"},
-		{"kl equal", Budgets{MaxKL: ptr(0.026)}, "PASS  max-kl              0.0260 nats, limit 0.0260"},
-		{"kl fails", Budgets{MaxKL: ptr(0.0)}, "FAIL  max-kl              0.0260 nats, limit 0.0000 (over by 0.0260)"},
-		{"error passes", Budgets{MaxRelativeError: ptr(0.05)}, "PASS  max-relative-error  0.0423, limit 0.0500 (worst layer layer1.weight)"},
-		{"error equal", Budgets{MaxRelativeError: ptr(0.0423)}, "PASS  max-relative-error  0.0423, limit 0.0423 (worst layer layer1.weight)"},
-		{"error fails", Budgets{MaxRelativeError: ptr(0.04)}, "FAIL  max-relative-error  0.0423, limit 0.0400 (over by 0.0023; worst layer layer1.weight)"},
-		{"fallbacks equal", Budgets{MaxFallbacks: ptr(1)}, "PASS  max-fallbacks       1, limit 1 (in layer layer1.weight)"},
-		{"fallbacks fail", Budgets{MaxFallbacks: ptr(0)}, "FAIL  max-fallbacks       1, limit 0 (in layer layer1.weight)"},
+		{"size passes", Budgets{MaxSize: 180_000}, "PASS  max-size              148.2 KB of 180.0 KB (82 %)"},
+		{"size equal", Budgets{MaxSize: 148_200}, "PASS  max-size              148.2 KB of 148.2 KB (100 %)"},
+		{"size fails", Budgets{MaxSize: 148_199}, "FAIL  max-size              148.2 KB of 148.2 KB (100 %, over by 1 B)"},
+		{"ratio passes", Budgets{MaxRatio: 0.25}, "PASS  max-ratio             0.100, limit 0.250 (148.2 KB of the source's 1.48 MB)"},
+		{"ratio equal", Budgets{MaxRatio: 0.1}, "PASS  max-ratio             0.100, limit 0.100 (148.2 KB of the source's 1.48 MB)"},
+		{"ratio fails", Budgets{MaxRatio: 0.08}, "FAIL  max-ratio             0.100, limit 0.080 (over by 0.020; 148.2 KB of the source's 1.48 MB)"},
+		{"ratio fails narrowly", Budgets{MaxRatio: 0.09999}, "FAIL  max-ratio             0.1, limit 0.09999 (over by 1e-05; 148.2 KB of the source's 1.48 MB)"},
+		{"drop passes", Budgets{MaxAccuracyDrop: ptr(1.0)}, "PASS  max-accuracy-drop     0.50 points, limit 1.00 (tied, 95 % interval -0.20 to 1.20)"},
+		{"drop equal", Budgets{MaxAccuracyDrop: ptr(0.5)}, "PASS  max-accuracy-drop     0.50 points, limit 0.50 (tied, 95 % interval -0.20 to 1.20)"},
+		{"drop fails", Budgets{MaxAccuracyDrop: ptr(0.39)}, "FAIL  max-accuracy-drop     0.50 points, limit 0.39 (over by 0.11; tied, 95 % interval -0.20 to 1.20)"},
+		{"gain asked for", Budgets{MaxAccuracyDrop: ptr(-0.1)}, "FAIL  max-accuracy-drop     0.50 points, limit -0.10 (over by 0.60; tied, 95 % interval -0.20 to 1.20)"},
+		{"kl passes", Budgets{MaxKL: ptr(0.03)}, "PASS  max-kl                0.0260 nats, limit 0.0300"},
+		{"kl equal", Budgets{MaxKL: ptr(0.026)}, "PASS  max-kl                0.0260 nats, limit 0.0260"},
+		{"kl fails", Budgets{MaxKL: ptr(0.0)}, "FAIL  max-kl                0.0260 nats, limit 0.0000 (over by 0.0260)"},
+		{"error passes", Budgets{MaxRelativeError: ptr(0.05)}, "PASS  max-relative-error    0.0423, limit 0.0500 (worst layer layer1.weight)"},
+		{"error equal", Budgets{MaxRelativeError: ptr(0.0423)}, "PASS  max-relative-error    0.0423, limit 0.0423 (worst layer layer1.weight)"},
+		{"error fails", Budgets{MaxRelativeError: ptr(0.04)}, "FAIL  max-relative-error    0.0423, limit 0.0400 (over by 0.0023; worst layer layer1.weight)"},
+		{"fallbacks equal", Budgets{MaxFallbacks: ptr(1)}, "PASS  max-fallbacks         1, limit 1 (in layer layer1.weight)"},
+		{"fallbacks fail", Budgets{MaxFallbacks: ptr(0)}, "FAIL  max-fallbacks         1, limit 0 (in layer layer1.weight)"},
 	} {
 		got, err := Check(context.Background(), dir, c.budgets)
 		if err != nil {
@@ -137,6 +149,54 @@ func TestCheck(t *testing.T) {
 		}
 		if got[0].Pass != (got[0].ActualValue <= got[0].LimitValue) {
 			t.Errorf("%s: pass %v for %v of %v", c.name, got[0].Pass, got[0].ActualValue, got[0].LimitValue)
+		}
+	}
+}
+
+func TestCheckLanguage(t *testing.T) {
+	tied := func(l *record.LanguageEvaluation) {
+		l.Compressed.Loss, l.Compressed.Perplexity = 1.25, math.Exp(1.25)
+		l.LossIncrease, l.Interval, l.Tied = 0, &[2]float64{-0.01, 0.02}, true
+	}
+	bounds := func(l *record.LanguageEvaluation) { l.KLBounds = &[2]float64{0.28, 0.31} }
+	far := func(l *record.LanguageEvaluation) {
+		l.Compressed = &record.LanguageMetrics{Loss: 1001.25, Perplexity: math.MaxFloat64}
+		l.LossIncrease, l.Interval = 1000, nil
+	}
+	for _, c := range []struct {
+		name    string
+		change  func(*record.LanguageEvaluation)
+		budgets Budgets
+		want    string
+	}{
+		{"loss passes", nil, Budgets{MaxLossIncrease: ptr(0.3)}, "PASS  max-loss-increase     0.2500 nats per token, limit 0.3000"},
+		{"loss equal", nil, Budgets{MaxLossIncrease: ptr(0.25)}, "PASS  max-loss-increase     0.2500 nats per token, limit 0.2500"},
+		{"loss fails", nil, Budgets{MaxLossIncrease: ptr(0.2)}, "FAIL  max-loss-increase     0.2500 nats per token, limit 0.2000 (over by 0.0500)"},
+		{"gain asked for", nil, Budgets{MaxLossIncrease: ptr(-0.1)}, "FAIL  max-loss-increase     0.2500 nats per token, limit -0.1000 (over by 0.3500)"},
+		{"loss tied", tied, Budgets{MaxLossIncrease: ptr(0.0)}, "PASS  max-loss-increase     0.0000 nats per token, limit 0.0000 (loss tied, 95 % interval -0.0100 to 0.0200 nats)"},
+		{"perplexity passes", nil, Budgets{MaxPerplexityRatio: ptr(1.3)}, "PASS  max-perplexity-ratio  1.2840, limit 1.3000 (perplexity 3.490, then 4.482)"},
+		{"perplexity fails", nil, Budgets{MaxPerplexityRatio: ptr(1.05)}, "FAIL  max-perplexity-ratio  1.2840, limit 1.0500 (over by 0.2340; perplexity 3.490, then 4.482)"},
+		{"perplexity equal", tied, Budgets{MaxPerplexityRatio: ptr(1.0)}, "PASS  max-perplexity-ratio  1.0000, limit 1.0000 (perplexity 3.490, then 3.490; loss tied, 95 % interval -0.0100 to 0.0200 nats)"},
+		{"perplexity cut", far, Budgets{MaxPerplexityRatio: ptr(2.0)}, "FAIL  max-perplexity-ratio  1.8e+308, limit 2.0000 (over by 1.8e+308; perplexity 3.490, then 1.8e+308)"},
+		{"kl passes", nil, Budgets{MaxKL: ptr(0.3)}, "PASS  max-kl                0.2800 nats, limit 0.3000"},
+		{"kl fails", nil, Budgets{MaxKL: ptr(0.1)}, "FAIL  max-kl                0.2800 nats, limit 0.1000 (over by 0.1800)"},
+		{"kl between its bounds", bounds, Budgets{MaxKL: ptr(0.3)}, "FAIL  max-kl                0.3100 nats, limit 0.3000 (over by 0.0100; the most it can be; at least 0.2800, as only the original's likeliest tokens were kept)"},
+		{"kl's upper bound passes", bounds, Budgets{MaxKL: ptr(0.31)}, "PASS  max-kl                0.3100 nats, limit 0.3100 (the most it can be; at least 0.2800, as only the original's likeliest tokens were kept)"},
+	} {
+		o := languageOutput()
+		if c.change != nil {
+			c.change(o.run.Evaluation.Language)
+		}
+		got, err := Check(context.Background(), o.write(t), c.budgets)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if len(got) != 1 || got[0].String() != c.want {
+			t.Errorf("%s:\ngot  %v\nwant %s", c.name, got, c.want)
+		}
+		if _, err := json.Marshal(got); err != nil {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }
@@ -334,6 +394,18 @@ func TestContradictions(t *testing.T) {
 	if _, err := Check(context.Background(), o.write(t), Budgets{MaxRatio: 1}); !errors.As(err, &input) {
 		t.Errorf("no source size: %v", err)
 	}
+	o = languageOutput()
+	o.run.Evaluation.Language.LossIncrease = 0.1
+	for _, b := range []Budgets{{MaxLossIncrease: ptr(1.0)}, {MaxPerplexityRatio: ptr(2.0)}, {MaxKL: ptr(1.0)}} {
+		if _, err := Check(context.Background(), o.write(t), b); !errors.As(err, &input) {
+			t.Errorf("increase against its losses: %v", err)
+		}
+	}
+	o = languageOutput()
+	o.run.Evaluation.Language.KLBounds = &[2]float64{0.3, 0.2}
+	if _, err := Check(context.Background(), o.write(t), Budgets{MaxKL: ptr(1.0)}); !errors.As(err, &input) {
+		t.Errorf("bounds the wrong way round: %v", err)
+	}
 }
 
 func TestBudgetErrors(t *testing.T) {
@@ -344,11 +416,23 @@ func TestBudgetErrors(t *testing.T) {
 	}
 	whole := without(func(*record.Run) {})
 	bare := without(func(r *record.Run) { r.Evaluation = nil })
+	language, alone := languageOutput(), languageOutput()
+	alone.run.Evaluation.Language.Compressed = nil
 	for _, c := range []struct {
 		dir     string
 		budgets Budgets
 		says    string
 	}{
+		{bare, Budgets{MaxLossIncrease: ptr(1.0)}, "evaluation data"},
+		{bare, Budgets{MaxPerplexityRatio: ptr(1.0)}, "evaluation data"},
+		{language.write(t), Budgets{MaxAccuracyDrop: ptr(1.0)}, "language model, which has no accuracy: use max-loss-increase"},
+		{whole, Budgets{MaxLossIncrease: ptr(1.0)}, "classifier, which has no loss per token: use max-accuracy-drop"},
+		{whole, Budgets{MaxPerplexityRatio: ptr(1.0)}, "use max-accuracy-drop"},
+		{alone.write(t), Budgets{MaxLossIncrease: ptr(1.0)}, "does not compare"},
+		{alone.write(t), Budgets{MaxKL: ptr(1.0)}, "does not compare"},
+		{whole, Budgets{MaxLossIncrease: ptr(math.NaN())}, "want a number"},
+		{whole, Budgets{MaxPerplexityRatio: ptr(0.0)}, "more than 0"},
+		{whole, Budgets{MaxPerplexityRatio: ptr(math.Inf(1))}, "more than 0"},
 		{bare, Budgets{MaxAccuracyDrop: ptr(1.0)}, "evaluation data"},
 		{bare, Budgets{MaxKL: ptr(1.0)}, "evaluation data"},
 		{without(func(r *record.Run) { r.Layers[2].RelativeError = nil }), Budgets{MaxRelativeError: ptr(1.0)}, "linear.weight was not measured"},

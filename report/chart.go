@@ -165,7 +165,9 @@ type depthChart struct {
 	Points                   []depthPoint
 	Solved, Nearest          []string    // points of lines; a gap starts a new one
 	Blocks                   []blockMark // empty where the labels tell enough, or names tell no blocks
+	Ends                     []lineEnd   // where each sort of layer has its own line
 	Radius                   px
+	Many                     bool // marks and lines are thin
 	Summary                  string
 }
 
@@ -185,6 +187,12 @@ type depthPoint struct {
 	Title                  string
 }
 
+// lineEnd is the name of a line at its right end.
+type lineEnd struct {
+	Y     px
+	Label string
+}
+
 // blockMark is a block of a deep model under the axis.
 type blockMark struct {
 	X, LabelX px // of its left edge and its middle
@@ -196,7 +204,10 @@ const (
 	depthLeft   = 52
 	depthPlot   = 230 // height
 	depthTop    = 10
-	namedLayers = 30 // more layers are numbered, not named
+	namedLayers = 30  // more layers are numbered, not named
+	manyLayers  = 120 // more layers have small marks, and lines by their sort
+	endWidth    = 100 // of the names of lines
+	mostSorts   = 16  // more sorts of layers have one line in the order of the data
 )
 
 func newDepthChart(layers []layerRow) depthChart {
@@ -210,17 +221,26 @@ func newDepthChart(layers []layerRow) depthChart {
 		Radius: 3.2,
 	}
 	named := len(layers) <= namedLayers
-	if len(layers) > 120 {
-		c.Radius = 1.6
-	}
 	names := make([]string, len(layers))
 	for i, l := range layers {
 		names[i] = l.Name
 	}
-	width := (c.Right - c.Left) / px(max(1, len(layers)))
+	var blocks []int
 	if !named {
-		c.Blocks = newBlocks(names, c.Left, width)
+		blocks = blockNumbers(names)
 	}
+	sorts := [][]int{nil} // layers that a line joins
+	for i := range layers {
+		sorts[0] = append(sorts[0], i)
+	}
+	if c.Many = len(layers) > manyLayers; c.Many {
+		c.Radius = 1.6
+		if s := sortLayers(names, blocks); s != nil {
+			sorts, c.Right = s, depthWidth-endWidth
+		}
+	}
+	width := (c.Right - c.Left) / px(max(1, len(layers)))
+	c.Blocks = newBlocks(blocks, c.Left, width)
 	names = shortNames(names)
 	step := labelStep(len(layers))
 	for i, l := range layers {
@@ -245,14 +265,27 @@ func newDepthChart(layers []layerRow) depthChart {
 		}
 		c.Points = append(c.Points, p)
 	}
-	c.Solved = lines(c.Points, func(p depthPoint) (px, bool) { return p.Y, p.HasSolved })
-	c.Nearest = lines(c.Points, func(p depthPoint) (px, bool) { return p.NearestY, p.HasNearest })
+	for _, sort := range sorts {
+		points := make([]depthPoint, len(sort))
+		for i, layer := range sort {
+			points[i] = c.Points[layer]
+		}
+		c.Solved = append(c.Solved, lines(points, func(p depthPoint) (px, bool) { return p.Y, p.HasSolved })...)
+		c.Nearest = append(c.Nearest, lines(points, func(p depthPoint) (px, bool) { return p.NearestY, p.HasNearest })...)
+		if n := len(points); len(sorts) > 1 && n > 1 && points[n-1].HasSolved {
+			c.Ends = append(c.Ends, lineEnd{points[n-1].Y, clip(lastPart(layers[sort[n-1]].Name), 14)})
+		}
+	}
+	spreadEnds(c.Ends)
 	c.Summary = depthSummary(layers)
 	return c
 }
 
 // Named says whether labels are names, which are drawn slanted.
 func (c depthChart) Named() bool { return len(c.Points) <= namedLayers }
+
+// EndX is where names of lines start.
+func (c depthChart) EndX() px { return c.Right + 6 }
 
 // TickX is where labels of the scale end.
 func (c depthChart) TickX() px { return c.Left - 6 }
@@ -321,10 +354,55 @@ func powerLabel(e int) string {
 	return "10" + superscript.Replace(strconv.Itoa(e))
 }
 
-// newBlocks marks the blocks that layers' names speak of, every few where
-// there are many. Columns have the given width and start at left.
-func newBlocks(names []string, left, width px) []blockMark {
-	blocks := blockNumbers(names)
+// sortLayers groups the layers of deep models by what their names say after
+// the block's number: one line through all layers that there are would go up
+// and down within each block. It returns nil where blocks are not known or the
+// sorts are too many, as with experts.
+func sortLayers(names []string, blocks []int) [][]int {
+	if blocks == nil {
+		return nil
+	}
+	at := map[string]int{}
+	var sorts [][]int
+	for i, name := range names {
+		if prefix, b := blockOf(name); b >= 0 {
+			_, name, _ = strings.Cut(name[len(prefix):], ".")
+			name = "." + name // apart from layers outside of blocks
+		}
+		sort, ok := at[name]
+		if !ok {
+			sort = len(sorts)
+			at[name] = sort
+			sorts = append(sorts, nil)
+		}
+		sorts[sort] = append(sorts[sort], i)
+	}
+	if len(sorts) > mostSorts {
+		return nil
+	}
+	return sorts
+}
+
+// spreadEnds moves names of lines apart, so that none lies on another, and
+// leaves them in order from the highest to the lowest.
+func spreadEnds(ends []lineEnd) {
+	const line = 12
+	slices.SortStableFunc(ends, func(a, b lineEnd) int { return cmp.Compare(a.Y, b.Y) })
+	for i := range ends {
+		ends[i].Y += 4 // from the middle of the letters to their baseline
+		if i > 0 {
+			ends[i].Y = max(ends[i].Y, ends[i-1].Y+line)
+		}
+	}
+	for i := range ends {
+		lowest := px(depthTop + depthPlot - line*(len(ends)-1-i))
+		ends[i].Y = min(ends[i].Y, lowest)
+	}
+}
+
+// newBlocks marks the layers' blocks, every few where there are many. Columns
+// have the given width and start at left.
+func newBlocks(blocks []int, left, width px) []blockMark {
 	var starts []int // layers that open a block
 	for i, b := range blocks {
 		if b >= 0 && (i == 0 || blocks[i-1] != b) {

@@ -270,6 +270,12 @@ func fit(name string, n int) string {
 // isNumber says whether s is digits alone.
 func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
+// lastPart returns what follows a layer name's last dot, without ".weight".
+func lastPart(name string) string {
+	name = strings.TrimSuffix(name, ".weight")
+	return name[strings.LastIndex(name, ".")+1:]
+}
+
 // parent returns a name up to and including its last dot.
 func parent(name string) string { return name[:strings.LastIndex(name, ".")+1] }
 

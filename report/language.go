@@ -37,16 +37,6 @@ func lossNote(l *record.LanguageEvaluation) string {
 	return note + ", without 0"
 }
 
-// languageData says whether any data were sequences of tokens.
-func languageData(run *record.Run) bool {
-	for _, d := range run.Data {
-		if d.Sequences > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // nats formats a loss or a difference of losses with four digits after the
 // point, and small ones with three digits that say something.
 func nats(x float64) string {

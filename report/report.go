@@ -46,6 +46,7 @@ type page struct {
 	HasSoft   bool
 
 	HasSequences bool   // some data were sequences of tokens
+	HasLength    bool   // and the most tokens of one are known
 	Uniform      string // what holds for all layers; empty where they differ
 
 	Fallbacks []fallbackRow
@@ -79,7 +80,10 @@ func newPage(run *record.Run) (*page, error) {
 		Command: command(run),
 		JSON:    template.JS(data), //nolint:gosec // escaped by Marshal, see above
 	}
-	p.HasSequences = languageData(run)
+	for _, d := range run.Data {
+		p.HasSequences = p.HasSequences || d.Sequences > 0
+		p.HasLength = p.HasLength || d.Length > 0
+	}
 	p.Language = p.HasSequences || run.Evaluation != nil && run.Evaluation.Language != nil
 	p.Totals = totalRow(p.Layers)
 	for _, l := range p.Layers {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -95,11 +96,13 @@ func variants(t testing.TB) map[string]*record.Run {
 	extreme.Seconds, extreme.Source.Bytes = math.MaxFloat64, 0
 	extreme.Stages[0].Seconds = -math.MaxFloat64
 
-	return map[string]*record.Run{
+	all := map[string]*record.Run{
 		"sample": sample(t), "no evaluation": noEvaluation, "no data": noData, "no layers": noLayers,
 		"one layer": one, "500 layers": many, "zero errors": zero, "gaps": gaps, "extreme": extreme,
 		"nothing": {Version: record.Version},
 	}
+	maps.Copy(all, languageVariants(t))
+	return all
 }
 
 var (
@@ -370,7 +373,12 @@ func fill(v reflect.Value) {
 }
 
 func TestHostileNames(t *testing.T) {
-	run := sample(t)
+	hostileNames(t, sample(t))
+	hostileNames(t, languageSample(t, 80))
+}
+
+func hostileNames(t *testing.T, run *record.Run) {
+	t.Helper()
 	run.Source.UnknownClasses = []string{"a.b"}
 	fill(reflect.ValueOf(run))
 	if run.Layers[3].Name != hostile || run.Kept[0].DType != hostile {
@@ -560,6 +568,7 @@ func FuzzHTML(f *testing.F) {
 	}
 	f.Add(data)
 	f.Add([]byte(`{"version":1}`))
+	f.Add([]byte(`{"version":1,"data":[{"sequences":-1,"length":1}],"evaluation":{"language":{"compressed":{"perplexity":-1},"kl_bounds":[1,-1],"original":{"bits_per_byte":1}}}}`))
 	f.Add([]byte(`{"version":1,"layers":[{"name":".","bits":-3,"bytes":-1,"relative_error":1e308}],"seconds":-1,"stages":[{}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		run, err := record.Decode(bytes.NewReader(data))

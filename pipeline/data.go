@@ -69,8 +69,17 @@ func (s textSamples) batch(from, n int) (*model.Tensor, error) {
 func (s textSamples) record(role string, d *Data) record.Data {
 	return record.Data{
 		Role: role, Path: d.Path, Format: d.Format, Samples: s.N, Of: s.Of, Seed: d.Seed, SHA256: s.SHA256(),
-		Sequences: s.N, Tokens: int64(s.Total()), Length: d.Text.Length,
+		Sequences: s.N, Tokens: int64(s.Total()), Length: s.longest(),
 	}
+}
+
+// longest returns the tokens of the longest sequence.
+func (s textSamples) longest() int {
+	n := 0
+	for i := range s.N {
+		n = max(n, len(s.Tokens(i)))
+	}
+	return n
 }
 
 // isLanguage reports whether a graph takes token ids.

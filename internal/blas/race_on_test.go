@@ -1,0 +1,6 @@
+//go:build race
+
+package blas
+
+// The race detector makes sync.Pool drop buffers at random.
+const raceDetector = true

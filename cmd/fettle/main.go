@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run decides
 		Commands: []*cli.Command{
-			compressCommand(), planCommand(), evaluateCommand(), gateCommand(), reportCommand(), versionCommand(),
+			compressCommand(), planCommand(), evaluateCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

@@ -22,9 +22,10 @@ const adaRows = 32
 // nearest rounding, GPTQ's pass in the order of descending diag(H) with codes
 // bounded to up/down, and the learned one.
 func (s *solver) adaRound(ctx context.Context) error {
-	singles := make([]blas32.General, len(s.grams))
+	singles, doubles := make([]blas32.General, len(s.grams)), make([]blas64.General, len(s.grams))
 	for g := range s.grams {
-		singles[g] = unitDiagonal32(s.grams[g].h)
+		doubles[g] = s.grams[g].damped()
+		singles[g] = unitDiagonal32(doubles[g])
 	}
 	s.soft = make([]float32, len(s.solution.Codes))
 	blocks := s.rowBlocks(adaRows)
@@ -33,7 +34,7 @@ func (s *solver) adaRound(ctx context.Context) error {
 		g, n := &s.grams[b.group], s.target.Cols
 		codes, soft := s.solution.Codes[b.from*n:b.to*n], s.soft[b.from*n:b.to*n]
 		c := newChoices(rowsOf(s.target, b.from, b.to), &s.solution.Grid, b.from)
-		learned, err := s.learn(ctx, c, g, singles[b.group], soft)
+		learned, err := s.learn(ctx, c, doubles[b.group], singles[b.group], soft)
 		if err != nil {
 			return err
 		}
@@ -42,7 +43,7 @@ func (s *solver) adaRound(ctx context.Context) error {
 			return err
 		}
 		ups := [][]bool{c.nearest, c.upsOf(codes), learned}
-		return c.best(ctx, g.h, ups, codes)
+		return c.best(ctx, doubles[b.group], ups, codes)
 	})
 }
 

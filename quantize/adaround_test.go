@@ -26,7 +26,7 @@ func adaOnGrid(t *testing.T, h, w blas64.General, grid layer.Grid) []int8 {
 	}
 	s := &solver{
 		pool: pool.New(1), prob: newProblem(w.Rows, w.Cols, 1), o: o, target: w,
-		grams:    []gram{{h: h, upper: u, order: order}},
+		grams:    []gram{{h: h, unit: 1, upper: u, order: order}},
 		solution: &layer.Solution{Grid: grid, Codes: make([]int8, w.Rows*w.Cols)},
 	}
 	if err := s.adaRound(context.Background()); err != nil {
@@ -44,7 +44,7 @@ func TestAdaRoundHandExample(t *testing.T) {
 func relaxationOf(t *testing.T, h, w blas64.General, grid *layer.Grid) (*relaxation, *choices) {
 	t.Helper()
 	c := newChoices(w, grid, 0)
-	x, err := newRelaxation(context.Background(), c, &gram{h: h}, unitDiagonal32(h))
+	x, err := newRelaxation(context.Background(), c, h, unitDiagonal32(h))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func TestAdaRoundPermutes(t *testing.T) {
 	o := Options{Method: AdaRound, Bits: 3, Align: true}
 	want := solve(t, d.prob, o)
 	order := rand.New(rand.NewPCG(1, 2)).Perm(30)
-	got := solve(t, permute(d, order).prob, o)
+	got := solve(t, permuteData(d, order).prob, o)
 	for r := range 6 {
 		for i, c := range order {
 			if got.Codes[r*30+i] != want.Codes[r*30+c] {
@@ -296,8 +296,8 @@ func TestAdaRoundNeverWorseThanNearest(t *testing.T) {
 	d := newData(7, shape{out: 20, in: 48, groups: 1, samples: 100, mismatch: 0.1})
 	for _, bits := range []int{2, 4, 8} {
 		o := Options{Method: AdaRound, Bits: bits, AdaRound: AdaRoundOptions{Steps: 50}}.WithDefaults()
-		s := newSolver(pool.New(1), d.prob, o)
-		for _, stage := range []func(context.Context) error{s.factor, s.align, s.round} {
+		s := factored(t, d.prob, o)
+		for _, stage := range []func(context.Context) error{s.align, s.round} {
 			if err := stage(context.Background()); err != nil {
 				t.Fatal(err)
 			}
@@ -309,7 +309,7 @@ func TestAdaRoundNeverWorseThanNearest(t *testing.T) {
 			for i := range e {
 				e[i] = float64(row[i]) - s.target.Data[r*48+i]
 			}
-			return quadratic(s.grams[0].h, e)
+			return quadratic(s.grams[0].damped(), e)
 		}
 		near := codesOf(c, c.nearest)
 		for r := range 20 {

@@ -15,7 +15,7 @@ import (
 
 const (
 	gptqBlock = 128 // inputs whose errors reach later blocks in one product
-	gptqRows  = 64  // rows that one task solves
+	gptqRows  = 128 // rows that one task solves, at most
 )
 
 // recursion is GPTQ's pass over the inputs of some rows (arXiv 2210.17323,
@@ -41,7 +41,7 @@ func (s *solver) gptq(ctx context.Context) error {
 	if s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
 		search = &s.grid
 	}
-	blocks := s.rowBlocks(gptqRows)
+	blocks := s.rowBlocks(min(gptqRows, max(16, s.target.Rows/8)))
 	return s.pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
 		g := &s.grams[b.group]

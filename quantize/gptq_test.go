@@ -12,7 +12,6 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/linalg"
-	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -179,10 +178,7 @@ func TestGPTQGroups(t *testing.T) {
 		o := Options{Method: GPTQ, Bits: 3, Granularity: layer.PerGroup, GroupSize: size, Range: MinMax}
 		got := solve(t, d.prob, o)
 
-		s := newSolver(pool.New(1), d.prob, o.WithDefaults())
-		if err := s.factor(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+		s := factored(t, d.prob, o.WithDefaults())
 		u, n := s.grams[0].upper, 480
 		for r := range 3 {
 			w := float64s(rowOf32(d.prob.Weight, r))
@@ -217,7 +213,7 @@ func TestGPTQActOrder(t *testing.T) {
 	if slices.IsSorted(order) {
 		t.Fatal("the problem needs no reordering")
 	}
-	permuted := permute(d, order)
+	permuted := permuteData(d, order)
 	o.ActOrder = false
 	want := solve(t, permuted.prob, o)
 	for r := range 4 {
@@ -234,7 +230,7 @@ func TestGPTQActOrder(t *testing.T) {
 }
 
 // permute returns the problem with its inputs in the given order.
-func permute(d data, order []int) data {
+func permuteData(d data, order []int) data {
 	w := d.prob.Weight
 	out := data{prob: newProblem(w.Rows, w.Cols, d.prob.Groups)}
 	for r := range w.Rows {

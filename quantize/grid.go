@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 
+	"gonum.org/v1/gonum/blas/blas32"
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -36,13 +37,16 @@ type ranger struct {
 	scaleType dtype.DType
 }
 
-// Range search (MSE): both ends of the min-max range are multiplied by
-// 1, 1−1/100, … down to 1−79/100, and the error is Σ|w − ŵ|^rangePower.
+// Range search (MSE): both ends of the min-max range are multiplied by one of
+// 1, 1−1/100, … down to 1−79/100, and the error is Σ|w − ŵ|^rangePower. The
+// error falls and rises once but for small waves: a fifth of the shrinks and
+// then the neighbours of the best find a step as good as all 80 do.
 const (
 	rangeCandidates = 80
 	rangeStep       = 0.01
+	rangeCoarse     = 5
 	rangePower      = 2.4
-	errorChunk      = 256 // weights between looks at whether a candidate can still win
+	errorChunk      = 32 // weights between looks at whether a candidate can still win
 )
 
 // newGrid returns the grid of the given granularity for a weight or target,
@@ -67,6 +71,25 @@ func (f ranger) newGrid(ctx context.Context, p *pool.Pool, w blas64.General, gra
 		return nil
 	})
 	return g, err
+}
+
+// minMaxGrid is newGrid for a stored weight and the whole range of each piece.
+func (f ranger) minMaxGrid(w blas32.General, granularity layer.Granularity, groupSize int) layer.Grid {
+	g := f.emptyGrid(w.Rows, w.Cols, granularity, groupSize)
+	lows, highs := make([]float32, len(g.Scales)), make([]float32, len(g.Scales))
+	span := w.Cols / max(1, g.GroupsPerRow(w.Cols))
+	for r := range w.Rows {
+		row := rowOf32(w, r)
+		for c := 0; c < len(row); c += span {
+			at := g.Index(r, c, w.Cols)
+			lows[at] = min(lows[at], slices.Min(row[c:c+span]))
+			highs[at] = max(highs[at], slices.Max(row[c:c+span]))
+		}
+	}
+	for i := range lows {
+		setStep(&g, i, f.affine(float64(lows[i]), float64(highs[i])))
+	}
+	return g
 }
 
 // emptyGrid returns a grid of the given shape with all steps 1.
@@ -101,14 +124,7 @@ func (f ranger) step(w []float64) step {
 	if f.search == MinMax {
 		return f.affine(lo, hi)
 	}
-	var best step
-	least := math.Inf(1)
-	for _, s := range f.candidates(lo, hi) {
-		if e := f.error(w, s, least); e < least {
-			best, least = s, e
-		}
-	}
-	return best
+	return f.bestShrink(lo, hi, func(s step, bound float64) float64 { return f.error(w, s, bound) })
 }
 
 // tensorStep returns the step for all weights of a matrix. Errors are summed
@@ -121,39 +137,48 @@ func (f ranger) tensorStep(ctx context.Context, p *pool.Pool, w blas64.General) 
 	if f.search == MinMax {
 		return f.affine(lo, hi), ctx.Err()
 	}
-	candidates := f.candidates(lo, hi)
-	errs := make([]float64, w.Rows*len(candidates))
-	err := p.For(ctx, w.Rows, func(r int) error {
-		for c, s := range candidates {
-			errs[r*len(candidates)+c] = f.error(rowOf64(w, r), s, math.Inf(1))
+	errs := make([]float64, w.Rows)
+	var failed error
+	best := f.bestShrink(lo, hi, func(s step, _ float64) float64 {
+		if failed == nil {
+			failed = p.For(ctx, w.Rows, func(r int) error {
+				errs[r] = f.error(rowOf64(w, r), s, math.Inf(1))
+				return nil
+			})
 		}
-		return nil
-	})
-	var best step
-	least := math.Inf(1)
-	for c, s := range candidates {
 		sum := 0.0
-		for r := range w.Rows {
-			sum += errs[r*len(candidates)+c]
+		for _, e := range errs {
+			sum += e
 		}
-		if c == 0 || sum < least {
-			best, least = s, sum
-		}
-	}
-	return best, err
+		return sum
+	})
+	return best, failed
 }
 
-// candidates returns the different steps of the range search, min-max first.
-func (f ranger) candidates(lo, hi float64) []step {
-	all := make([]step, 0, rangeCandidates)
-	for i := range rangeCandidates {
+// bestShrink returns the step of the range search with the least error, the
+// widest of equals: of every rangeCoarse-th shrink first, then of those between
+// the best of them and its neighbours. error may stop at the bound.
+func (f ranger) bestShrink(lo, hi float64, error func(s step, bound float64) float64) step {
+	var best step
+	least, at := math.Inf(1), 0
+	try := func(i int) {
 		shrink := 1 - rangeStep*float64(i)
 		s := f.affine(lo*shrink, hi*shrink)
-		if i == 0 || s != all[len(all)-1] {
-			all = append(all, s)
+		if s == best {
+			return
+		}
+		if e := error(s, least); e < least || (e == least && i < at) {
+			best, least, at = s, e, i
 		}
 	}
-	return all
+	for i := 0; i < rangeCandidates; i += rangeCoarse {
+		try(i)
+	}
+	for middle, off := at, 1; off < rangeCoarse; off++ {
+		try(max(middle-off, 0))
+		try(min(middle+off, rangeCandidates-1))
+	}
+	return best
 }
 
 // error returns Σ|w − ŵ|^rangePower of nearest rounding, or something at least

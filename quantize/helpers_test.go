@@ -12,6 +12,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -239,4 +240,15 @@ func everyOption(f func(name string, o Options)) {
 			}
 		}
 	}
+}
+
+// factored returns a solver at the point where methods take over.
+func factored(t *testing.T, prob *layer.Problem, o Options) *solver {
+	t.Helper()
+	s := newSolver(pool.New(1), prob, o)
+	var err error
+	if s.grams, err = NewFactors(prob.Moments).grams(context.Background(), s.pool, o); err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/blas/blas32"
+	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
@@ -47,8 +48,9 @@ type relaxation struct {
 	mean, square []float32      // Adam's
 }
 
-// newRelaxation starts at V₀, where h is the fraction that rounding loses.
-func newRelaxation(ctx context.Context, c *choices, g *gram, h blas32.General) (*relaxation, error) {
+// newRelaxation starts at V₀, where h is the fraction that rounding loses. exact
+// is H in float64, in any unit.
+func newRelaxation(ctx context.Context, c *choices, exact blas64.General, h blas32.General) (*relaxation, error) {
 	rows, n := c.target.Rows, c.target.Cols
 	size := rows * n
 	floats := make([]float32, 10*size)
@@ -84,7 +86,7 @@ func newRelaxation(ctx context.Context, c *choices, g *gram, h blas32.General) (
 	}
 	if anyClipped {
 		hd := linalg.NewGeneral(rows, n)
-		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1/linalg.MeanDiagonal(g.h), clipped, g.h, 0, hd); err != nil {
+		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1/linalg.MeanDiagonal(exact), clipped, exact, 0, hd); err != nil {
 			return nil, err
 		}
 		for k, v := range hd.Data {
@@ -176,9 +178,9 @@ func (x *relaxation) adam(t int, rate float64) {
 
 // learn runs the relaxation, writes the relaxed weights as they were before the
 // decision to soft, and returns the choice, up where V ≥ 0.
-func (s *solver) learn(ctx context.Context, c *choices, g *gram, h blas32.General, soft []float32) ([]bool, error) {
+func (s *solver) learn(ctx context.Context, c *choices, exact blas64.General, h blas32.General, soft []float32) ([]bool, error) {
 	a := s.o.AdaRound
-	x, err := newRelaxation(ctx, c, g, h)
+	x, err := newRelaxation(ctx, c, exact, h)
 	if err != nil {
 		return nil, err
 	}

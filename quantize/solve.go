@@ -3,29 +3,38 @@ package quantize
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
 
-// Solve quantizes one layer. The problem is read only; the solution's bytes
-// depend on the problem and the options alone, not on the pool, which may be
-// nil. Where the layer cannot have what was asked for (a group size that does
-// not fit), the solution says so in Fallbacks.
+// Solve quantizes one layer; layers that read the same value are better solved
+// by Factors.Solve, which shares the work on H.
+func Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*layer.Solution, error) {
+	return NewFactors(prob.Moments).Solve(ctx, p, prob, o)
+}
+
+// Solve quantizes one layer, whose moments must be those of the factors. The
+// problem is read only; the solution's bytes depend on the problem and the
+// options alone, not on the pool, which may be nil. Where the layer cannot have
+// what was asked for (a group size that does not fit), the solution says so in
+// Fallbacks.
 //
 // Errors: *OptionError, *InputError, ErrNoMoments (wrapped), the context's
 // error soon after it is cancelled, and *linalg.PivotError (wrapped) when H is
 // not positive definite even with 10⁶ times the damping asked for.
 //
-// Cost, for an out×in weight: nearest out·in·80 roundings for the range search;
-// GPTQ adds about 1.5·in³ + out·in² multiply-adds; AdaRound adds out·in² for
-// each step, and its search a few thousand times out·in.
-func Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*layer.Solution, error) {
+// Cost, for an out×in weight: nearest out·in·24 roundings for the range search;
+// with moments n³/3 multiply-adds for the factor of H (see Prepare) and out·in²
+// to measure two errors; alignment 2·out·in² more, GPTQ out·in²/2; AdaRound
+// out·in² for each step, and its search a few thousand times out·in. Memory: two
+// out×in matrices of float64, and some rows for each worker.
+func (f *Factors) Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*layer.Solution, error) {
 	o = o.WithDefaults()
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -33,11 +42,19 @@ func Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*
 	if err := checkProblem(prob, o); err != nil {
 		return nil, err
 	}
+	if prob.Moments != f.moments {
+		return nil, inputError(prob, "moments", -1, "they are not those of the factors")
+	}
 	if p == nil {
 		p = pool.New(1)
 	}
 	s := newSolver(p, prob, o)
-	for _, stage := range []func(context.Context) error{s.factor, s.align, s.round, s.measure} {
+	var err error
+	if s.grams, err = f.grams(ctx, p, o); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", prob.Layer, err)
+	}
+	s.noteDamping()
+	for _, stage := range []func(context.Context) error{s.align, s.round, s.measure} {
 		if err := stage(ctx); err != nil {
 			return nil, fmt.Errorf("layer %s: %w", prob.Layer, err)
 		}
@@ -55,24 +72,26 @@ type solver struct {
 	o    Options // with the granularity that the layer can have
 	grid ranger
 
-	grams  []gram         // one per group of a convolution; nil when not used
-	weight blas64.General // W
+	grams  []gram         // one per group of a convolution; nil without moments
 	target blas64.General // what is quantized: W, or W̃ when aligned
 	soft   []float32      // AdaRound's relaxed weights, like W; else nil
+
+	// anchor is W̃, the weights of least damped error: W where the streams are
+	// the same. floor is what no weights can take back of each row's error; nil
+	// where the streams are the same.
+	anchor blas64.General
+	floor  []float64
 
 	solution *layer.Solution
 }
 
 func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 	w := prob.Weight
-	s := &solver{pool: p, prob: prob, o: o, weight: linalg.NewGeneral(w.Rows, w.Cols)}
+	s := &solver{pool: p, prob: prob, o: o, target: linalg.NewGeneral(w.Rows, w.Cols)}
 	for r := range w.Rows {
-		dst := rowOf64(s.weight, r)
-		for c, v := range rowOf32(w, r) {
-			dst[c] = float64(v)
-		}
+		widen(rowOf64(s.target, r), rowOf32(w, r))
 	}
-	s.target = s.weight
+	s.anchor = s.target
 	s.solution = &layer.Solution{
 		Layer: prob.Layer, Method: string(o.Method), Rows: w.Rows, Cols: w.Cols,
 		Codes: make([]int8, w.Rows*w.Cols),
@@ -82,43 +101,21 @@ func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 	return s
 }
 
+func widen(dst []float64, src []float32) {
+	for i, v := range src {
+		dst[i] = float64(v)
+	}
+}
+
 func (s *solver) fallBack(asked, got, reason string) {
 	s.solution.Fallbacks = append(s.solution.Fallbacks, layer.Fallback{Asked: asked, Got: got, Reason: reason})
 }
 
-// gram is what the methods need of one group's H. Everything is divided by
-// unit, a power of two near the mean of H's diagonal, so that neither the
-// factorizations nor float32 copies meet extreme numbers.
-type gram struct {
-	unit    float64
-	lambda  float64        // λ/unit
-	damping float64        // λ relative to the mean of H's diagonal
-	h       blas64.General // (H + λI)/unit
-	lower   blas64.General // its Cholesky factor
-	dead    bool           // H is zero: no input was ever used, and h is I
-
-	// For GPTQ's pass: the input at each of its places, nil for 0, 1, …, and U
-	// of the inverse UᵀU of h in that order. Not for Nearest.
-	order []int
-	upper blas64.General
-}
-
-// factor damps and factors H of each group, where the method works on it.
-func (s *solver) factor(ctx context.Context) error {
+// noteDamping records the damping and what it changed, where the method works
+// with it: measuring alone does not depend on it.
+func (s *solver) noteDamping() {
 	if !s.o.usesDamping() {
-		return nil
-	}
-	m := s.prob.Moments
-	s.grams = make([]gram, m.Groups)
-	err := s.pool.For(ctx, m.Groups, func(g int) (err error) {
-		s.grams[g], err = s.newGram(ctx, m.H[g])
-		if err != nil && ctx.Err() == nil {
-			err = fmt.Errorf("H of group %d: %w", g, err)
-		}
-		return err
-	})
-	if err != nil {
-		return err
+		return
 	}
 	dead, damping := 0, s.o.Damping
 	for _, g := range s.grams {
@@ -128,73 +125,43 @@ func (s *solver) factor(ctx context.Context) error {
 		damping = max(damping, g.damping)
 	}
 	if dead > 0 && s.o.Method != Nearest {
-		s.fallBack(string(s.o.Method), string(Nearest), fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, m.Groups))
+		s.fallBack(string(s.o.Method), string(Nearest), fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, len(s.grams)))
 	}
 	if damping > s.o.Damping {
 		s.fallBack(fmt.Sprintf("damping %g", s.o.Damping), fmt.Sprintf("damping %g", damping), "H + λI was not positive definite with less")
 	}
 	s.solution.Errors.Damping = damping
-	return nil
 }
 
-func (s *solver) newGram(ctx context.Context, h blas64.General) (gram, error) {
-	n := h.Rows
-	mean := linalg.MeanDiagonal(h)
-	if mean == 0 {
-		one := linalg.NewGeneral(n, n)
-		for i := range n {
-			one.Data[i*n+i] = 1
-		}
-		return gram{unit: 1, lambda: 1, h: one, lower: one, upper: one, dead: true}, nil
-	}
-	_, exp := math.Frexp(mean)
-	exp = min(max(exp, -1000), 1000) // keep unit and its inverse finite and normal
-	g := gram{unit: math.Ldexp(1, exp)}
-	scaled := linalg.Clone(h)
-	for i := range scaled.Data {
-		scaled.Data[i] /= g.unit
-	}
-	if s.o.ActOrder || s.o.Method == AdaRound {
-		g.order = descending(h)
-	}
-	lambda, err := linalg.Damped(scaled, s.o.Damping, func(a blas64.General) error {
-		g.h = linalg.Clone(a)
-		if s.o.Method != Nearest {
-			g.upper = reordered(a, g.order)
-			if err := linalg.InverseUpper(ctx, s.pool, g.upper); err != nil {
-				return err
-			}
-		}
-		g.lower = a
-		return linalg.Cholesky(ctx, s.pool, g.lower)
-	})
-	g.lambda = lambda
-	// λ was escalated by powers of ten; exact ones leave the ratio free of rounding.
-	tens := math.Round(math.Log10(lambda / (s.o.Damping * linalg.MeanDiagonal(scaled))))
-	g.damping = s.o.Damping * math.Pow10(int(tens))
-	return g, err
-}
-
-// align replaces the target by W̃ = W(G+λI)ᵀ(H+λI)⁻¹. Where both streams are
-// the same that is W itself.
+// align finds W̃ = W(G+λI)ᵀ(H+λI)⁻¹ and, if asked to, makes it the target. Where
+// both streams are the same it is W itself.
 func (s *solver) align(ctx context.Context) error {
 	m := s.prob.Moments
-	if !s.o.Align || m.G == nil {
+	if m == nil || m.G == nil {
 		return nil
 	}
-	s.target = linalg.Clone(s.weight)
-	return s.pool.For(ctx, m.Groups, func(g int) error {
+	s.anchor, s.floor = linalg.Clone(s.target), make([]float64, s.target.Rows)
+	energy := s.prob.Energy()
+	err := s.pool.For(ctx, m.Groups, func(g int) error {
 		gram := &s.grams[g]
-		if gram.dead {
-			return nil // G is zero as well: λI is all there is, and gives W
-		}
 		from, to := s.prob.GroupRows(g)
-		w, t := rowsOf(s.weight, from, to), rowsOf(s.target, from, to)
-		if err := blas.Gemm64(ctx, s.pool, blas.NoTrans, blas.Trans, 1/gram.unit, w, m.G[g], gram.lambda, t); err != nil {
+		w, a := rowsOf(s.target, from, to), rowsOf(s.anchor, from, to)
+		if err := blas.Gemm64(ctx, s.pool, blas.NoTrans, blas.Trans, 1/gram.unit, w, m.G[g], gram.lambda, a); err != nil {
 			return err
 		}
-		return linalg.SolveRows(ctx, s.pool, gram.lower, t)
+		if err := gram.solve(ctx, s.pool, a, s.floor[from:to]); err != nil {
+			return err
+		}
+		for r := range a.Rows {
+			reached := s.floor[from+r] - gram.lambda*vec.Dot64(rowOf64(w, r), rowOf64(w, r))
+			s.floor[from+r] = energy[from+r] - gram.unit*reached
+		}
+		return nil
 	})
+	if s.o.Align {
+		s.target = s.anchor
+	}
+	return err
 }
 
 // round finds the grid and the codes.

@@ -57,11 +57,9 @@ func TestErrorsMatchData(t *testing.T) {
 // any q, and w̃ solves (H+λI)w̃ = (G+λI)w.
 func TestOrthogonalSplit(t *testing.T) {
 	d := newData(2, shape{out: 4, in: 70, groups: 2, samples: 90, mismatch: 0.2})
-	s := newSolver(pool.New(2), d.prob, Options{Method: GPTQ, Bits: 4, Align: true, Damping: 0.03}.WithDefaults())
-	for _, stage := range []func(context.Context) error{s.factor, s.align} {
-		if err := stage(context.Background()); err != nil {
-			t.Fatal(err)
-		}
+	s := factored(t, d.prob, Options{Method: GPTQ, Bits: 4, Align: true, Damping: 0.03}.WithDefaults())
+	if err := s.align(context.Background()); err != nil {
+		t.Fatal(err)
 	}
 	for r := range 4 {
 		g := d.prob.Group(r)

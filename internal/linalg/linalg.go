@@ -66,24 +66,20 @@ func MeanDiagonal(a blas64.General) float64 {
 // escalations is how often Damped multiplies λ by 10 before it gives up.
 const escalations = 6
 
-// Damped calls factor with a copy of h + λI, λ = damping·mean(diag h), which
-// factor may overwrite. While factor fails with a *PivotError, λ grows tenfold,
-// at most six times. It returns the λ that factor took; the error of the last
-// attempt says at which pivot it failed.
-func Damped(h blas64.General, damping float64, factor func(a blas64.General) error) (lambda float64, err error) {
-	lambda = damping * MeanDiagonal(h)
+// Damped calls factor with λ = damping·mean, the mean being that of a matrix's
+// diagonal. While factor fails with a *PivotError, λ grows tenfold, at most six
+// times. It returns the λ that factor took and how often it grew; the error of
+// the last attempt says at which pivot it failed.
+func Damped(damping, mean float64, factor func(lambda float64) error) (lambda float64, grown int, err error) {
+	lambda = damping * mean
 	for attempt := 0; ; attempt++ {
-		a := Clone(h)
-		for i := range a.Rows {
-			a.Data[i*a.Stride+i] += lambda
-		}
-		err = factor(a)
+		err = factor(lambda)
 		var pivot *PivotError
 		if !errors.As(err, &pivot) {
-			return lambda, err
+			return lambda, attempt, err
 		}
 		if attempt == escalations {
-			return lambda, fmt.Errorf("damped by %g: %w", lambda, err)
+			return lambda, attempt, fmt.Errorf("damped by %g: %w", lambda, err)
 		}
 		lambda *= 10
 	}

@@ -191,26 +191,31 @@ func matrixOfRank1(n int) blas64.General {
 }
 
 func TestDampingEscalates(t *testing.T) {
+	factor := func(h blas64.General) func(float64) error {
+		return func(lambda float64) error {
+			a := Clone(h)
+			for i := range a.Rows {
+				a.Data[i*a.Stride+i] += lambda
+			}
+			return Cholesky(ctx, nil, a)
+		}
+	}
 	// Eigenvalues 1 + 3 and 1 − 3: needs λ > 2, and the mean diagonal is 1.
 	h := blas64.General{Rows: 2, Cols: 2, Stride: 2, Data: []float64{1, 3, 3, 1}}
-	factor := func(a blas64.General) error { return Cholesky(ctx, nil, a) }
-	lambda, err := Damped(h, 0.01, factor)
-	if err != nil || math.Abs(lambda-10) > 1e-9 {
-		t.Errorf("λ = %v, %v, want 10", lambda, err)
-	}
-	if h.Data[0] != 1 {
-		t.Error("h was overwritten")
+	lambda, grown, err := Damped(0.01, 1, factor(h))
+	if err != nil || math.Abs(lambda-10) > 1e-9 || grown != 3 {
+		t.Errorf("λ = %v after %d, %v, want 10 after 3", lambda, grown, err)
 	}
 	var pivot *PivotError
-	if _, err := Damped(h, 1e-9, factor); !errors.As(err, &pivot) || pivot.Pivot != 1 {
+	if _, _, err := Damped(1e-9, 1, factor(h)); !errors.As(err, &pivot) || pivot.Pivot != 1 {
 		t.Errorf("%v, want pivot 1 after six escalations", err)
 	}
 	other := errors.New("other")
 	calls := 0
-	if _, err := Damped(h, 0.01, func(blas64.General) error { calls++; return other }); !errors.Is(err, other) || calls != 1 {
+	if _, _, err := Damped(0.01, 1, func(float64) error { calls++; return other }); !errors.Is(err, other) || calls != 1 {
 		t.Errorf("%v after %d calls, want other errors returned at once", err, calls)
 	}
-	if lambda, err := Damped(matrixOfRank1(80), 0.01, factor); err != nil || lambda <= 0 {
+	if lambda, _, err := Damped(0.01, 1, factor(matrixOfRank1(80))); err != nil || lambda <= 0 {
 		t.Errorf("rank 1, damped: %v, %v", lambda, err)
 	}
 }

@@ -156,6 +156,62 @@ func solveCorner(side gonum.Side, t triangle, b blas64.General) {
 	}
 }
 
+// MultiplyTriangular overwrites B (m×n) with B·op(A), A being n×n upper or lower
+// triangular and op(A) A or Aᵀ. A's other triangle is not read. Each row of B is
+// multiplied with the same arithmetic whatever m is. Cost: m·n²/2 multiply-adds.
+func MultiplyTriangular(ctx context.Context, p *pool.Pool, uplo gonum.Uplo, op blas.Transpose, a, b blas64.General) error {
+	t := triangle{a, uplo, op}
+	if a.Rows == 0 || b.Rows == 0 {
+		return ctx.Err()
+	}
+	chunk := min(solveChunk, max(sides, (b.Rows/4+sides-1)/sides*sides))
+	return each(ctx, p, (b.Rows+chunk-1)/chunk, func(i int) error {
+		count := min(chunk, b.Rows-i*chunk)
+		return multiply(ctx, t, sub(b, i*chunk, 0, count, b.Cols), NewGeneral(block, block), NewGeneral(count, block))
+	})
+}
+
+// multiply is MultiplyTriangular for one task: by halves, the half that the
+// other one needs last. corner and product are scratch memory.
+func multiply(ctx context.Context, t triangle, b, corner, product blas64.General) error {
+	n := t.Rows
+	if n <= block {
+		return multiplyCorner(ctx, t, b, sub(corner, 0, 0, n, n), sub(product, 0, 0, b.Rows, n))
+	}
+	k := half(n)
+	first, second, panel := t.split(k)
+	x, y := sub(b, 0, 0, b.Rows, k), sub(b, 0, k, b.Rows, n-k)
+	if !t.lower() {
+		first, second, x, y = second, first, y, x
+	}
+	if err := multiply(ctx, first, x, corner, product); err != nil {
+		return err
+	}
+	if err := blas.Gemm64(ctx, nil, blas.NoTrans, t.op, 1, y, panel, 1, x); err != nil {
+		return err
+	}
+	return multiply(ctx, second, y, corner, product)
+}
+
+func multiplyCorner(ctx context.Context, t triangle, b, corner, product blas64.General) error {
+	for i := range corner.Rows {
+		c := row(corner, i)
+		clear(c)
+		from, to := 0, i+1
+		if t.uplo == gonum.Upper {
+			from, to = i, corner.Cols
+		}
+		copy(c[from:to], row(t.General, i)[from:to])
+	}
+	if err := blas.Gemm64(ctx, nil, blas.NoTrans, t.op, 1, b, corner, 0, product); err != nil {
+		return err
+	}
+	for i := range b.Rows {
+		copy(row(b, i), row(product, i))
+	}
+	return nil
+}
+
 // updateTile is the order of the diagonal tiles of a symmetric update, which
 // are computed whole.
 const updateTile = 128

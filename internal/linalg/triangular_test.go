@@ -66,6 +66,22 @@ func TestSolveTriangular(t *testing.T) {
 					if !intact() {
 						t.Fatalf("%c%c%c %d, %d: wrote beside the matrix", side, uplo, op, n, m)
 					}
+					if side == gonum.Right {
+						again, intact := holed(rng, x)
+						if err := MultiplyTriangular(ctx, pool.New(2), uplo, op, a, again); err != nil {
+							t.Fatal(err)
+						}
+						if !intact() {
+							t.Fatalf("%c%c %d, %d: wrote beside the matrix", uplo, op, n, m)
+						}
+						for i := range again.Rows {
+							for j, v := range row(again, i) {
+								if w := b.Data[i*b.Stride+j]; !(math.Abs(v-w) <= 1e-12*float64(n+1)) {
+									t.Fatalf("%c%c %d, %d: (%d, %d) multiplied is %g, want %g", uplo, op, n, m, i, j, v, w)
+								}
+							}
+						}
+					}
 					back, left := NewGeneral(b.Rows, b.Cols), whole
 					right, tl, tr := x, op, blas.NoTrans
 					if side == gonum.Right {

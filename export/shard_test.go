@@ -366,7 +366,7 @@ func TestShardsFail(t *testing.T) {
 
 // Verify finds what is wrong with shards and their index.
 func TestVerifyShards(t *testing.T) {
-	edit := func(name, old, new string) func(t *testing.T, dir string) {
+	edit := func(name, before, after string) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
 			t.Helper()
 			path := filepath.Join(dir, name)
@@ -374,9 +374,9 @@ func TestVerifyShards(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			changed := strings.Replace(string(data), old, new, 1)
+			changed := strings.Replace(string(data), before, after, 1)
 			if changed == string(data) {
-				t.Fatalf("no %q in %s", old, name)
+				t.Fatalf("no %q in %s", before, name)
 			}
 			if err := os.WriteFile(path, []byte(changed), 0o644); err != nil {
 				t.Fatal(err)

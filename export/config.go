@@ -110,14 +110,13 @@ func (s scheme) weights() map[string]any {
 	return m
 }
 
-// writeConfig writes config.json for the tensors of model.safetensors. Groups
-// are numbered in the order in which the checkpoint first needs them.
-func writeConfig(w io.Writer, in Input, specs map[string]Spec) error {
+// writeConfig writes config.json for the compressed tensors. Groups are numbered in the order in which the checkpoint first needs them.
+func writeConfig(w io.Writer, in Input) error {
 	targets := map[scheme][]string{}
 	var schemes []scheme
 	ignore := []string{}
 	for _, t := range in.Checkpoint.Tensors() {
-		spec, ok := specs[t.Name]
+		spec, ok := in.Specs[t.Name]
 		if !ok {
 			if len(t.Shape) >= 2 && t.DType.IsFloat() && strings.HasSuffix(t.Name, weightSuffix) {
 				ignore = append(ignore, moduleOf(t.Name))

@@ -4,7 +4,8 @@
 // # Compressed output
 //
 // A folder with model.safetensors and config.json in the layout of
-// compressed-tensors' pack-quantized format. A weight tensor NAME whose codes
+// compressed-tensors' pack-quantized format; a model whose tensors take more
+// bytes than one shard may is divided as below. A weight tensor NAME whose codes
 // form an out×in matrix [rows, cols] becomes
 //
 //	NAME_packed      int32 [rows, ⌈cols·bits/32⌉], see package pack
@@ -31,10 +32,21 @@
 // # Dense output
 //
 // One safetensors or PyTorch file with the original's names, shapes and dtypes,
-// in which compressed weights are dequantized.
+// in which compressed weights are dequantized. A safetensors file is divided
+// like the compressed one.
+//
+// # Shards
+//
+// Tensors of more than Input.ShardSize bytes go into several files in the
+// checkpoint's order, as Hugging Face's tools write and read them:
+// model-00001-of-00003.safetensors and so on, with the index
+// model.safetensors.index.json, which says where each tensor is. The tensors
+// that replace a weight stay in one file, and every file has the whole metadata.
+// The index is written last, so a folder that has it has all shards.
 //
 // No NaN or infinity is written, and files are whole or absent. At most one
-// tensor is held at a time. The bytes depend on the input alone.
+// tensor and one solution are held at a time. The bytes depend on the input
+// alone.
 package export
 
 import (
@@ -47,6 +59,7 @@ import (
 	"io"
 	"math"
 	"path/filepath"
+	"reflect"
 
 	"github.com/fettle-dev/fettle/internal/atomicfile"
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -58,6 +71,7 @@ import (
 // The names of the files that are written.
 const (
 	ModelName  = "model.safetensors"
+	IndexName  = "model.safetensors.index.json" // of shards, in place of ModelName
 	ConfigName = "config.json"
 )
 
@@ -101,10 +115,15 @@ func badAt(tensor string, index int, kind error, format string, args ...any) err
 type Input struct {
 	Checkpoint *loader.Checkpoint
 
-	// Solutions are the compressed weights by tensor name. Their Bias is not
-	// written: whoever folds it into a bias or a BN β puts the outcome into
-	// Replaced.
-	Solutions map[string]*layer.Solution
+	// Specs says which weights are compressed and how, by tensor name.
+	Specs map[string]Spec
+
+	// Solution returns the solution of a weight in Specs, which it must fit. It
+	// is called when the weight is written or verified, for one weight at a time,
+	// and what it returns is not kept, so it may well read from disk; it may be
+	// called again for the same weight. Its Bias is not written: whoever folds
+	// that into a bias or a BN β puts the outcome into Replaced.
+	Solution func(name string) (*layer.Solution, error)
 
 	// Replaced are tensors that are written with other values, row-major, in
 	// their own dtype (F64, F32, F16 or BF16).
@@ -114,24 +133,32 @@ type Input struct {
 	// kept; nil where there was none.
 	Config []byte
 
+	// ShardSize is the most bytes of tensors, without headers, that go into one
+	// safetensors file; 0 means DefaultShardSize.
+	ShardSize int64
+
 	Architecture string // fettle's name of the architecture, for config.json
 	Tool         string // what wrote it, for config.json; nothing that varies by machine
 }
 
-// check reports the first thing that keeps the input from being written.
+// check reports the first thing that keeps the input from being written, as far
+// as can be told without solutions.
 func (in Input) check() error {
+	if in.ShardSize < 0 {
+		return fmt.Errorf("shards of %d bytes: %w; want at least 1, or 0 for %d", in.ShardSize, ErrUnsupported, int64(DefaultShardSize))
+	}
 	if err := checkReadable(in.Checkpoint); err != nil {
 		return err
 	}
 	seen := 0
 	for _, t := range in.Checkpoint.Tensors() {
-		s, solved := in.Solutions[t.Name]
+		spec, compressed := in.Specs[t.Name]
 		values, replaced := in.Replaced[t.Name]
 		switch {
-		case solved && replaced:
+		case compressed && replaced:
 			return bad(t.Name, ErrInput, "is both compressed and replaced")
-		case solved:
-			if err := checkSolution(t, s); err != nil {
+		case compressed:
+			if err := spec.fits(t); err != nil {
 				return err
 			}
 			seen++
@@ -145,10 +172,10 @@ func (in Input) check() error {
 			seen++
 		}
 	}
-	if seen == len(in.Solutions)+len(in.Replaced) {
+	if seen == len(in.Specs)+len(in.Replaced) {
 		return nil
 	}
-	for name := range in.Solutions {
+	for name := range in.Specs {
 		if _, ok := in.Checkpoint.Lookup(name); !ok {
 			return bad(name, ErrInput, "the checkpoint has no such tensor to compress")
 		}
@@ -169,30 +196,31 @@ func checkReadable(ckpt *loader.Checkpoint) error {
 	return nil
 }
 
-func checkSolution(t loader.Tensor, s *layer.Solution) error {
+// checkSolution reports the first thing that keeps a solution from being stored
+// as its spec says.
+func checkSolution(spec Spec, s *layer.Solution) error {
 	if s == nil {
-		return bad(t.Name, ErrInput, "solution is nil")
+		return bad(spec.Name, ErrInput, "solution is nil")
 	}
-	spec := SpecOf(t.Name, t.Shape, s)
-	if err := spec.fits(t); err != nil {
-		return err
+	if got := SpecOf(spec.Name, spec.Shape, s); !reflect.DeepEqual(got, spec) {
+		return bad(spec.Name, ErrInput, "solution is %+v, its spec says %+v", got, spec)
 	}
 	for i, v := range s.Grid.Scales {
 		// The largest weight is below scale·2⁸.
 		if !finite(v) || !finite(v*(1<<8)) {
-			return badAt(t.Name, i, ErrNotFinite, "scale %v", v)
+			return badAt(spec.Name, i, ErrNotFinite, "scale %v", v)
 		}
 	}
 	if err := s.Grid.Check(s.Rows, s.Cols); err != nil {
-		return bad(t.Name, ErrInput, "%v", err)
+		return bad(spec.Name, ErrInput, "%v", err)
 	}
 	if len(s.Codes) != s.Rows*s.Cols {
-		return bad(t.Name, ErrInput, "%d codes for %d×%d", len(s.Codes), s.Rows, s.Cols)
+		return bad(spec.Name, ErrInput, "%d codes for %d×%d", len(s.Codes), s.Rows, s.Cols)
 	}
 	lo, hi := s.Grid.Range()
 	for i, c := range s.Codes {
 		if int(c) < lo || int(c) > hi {
-			return badAt(t.Name, i, ErrInput, "code %d outside %d…%d", c, lo, hi)
+			return badAt(spec.Name, i, ErrInput, "code %d outside %d…%d", c, lo, hi)
 		}
 	}
 	return nil
@@ -211,6 +239,33 @@ type source struct {
 	ctx    context.Context
 	raw    []byte
 	values []float32
+
+	last   *layer.Solution // the last one fetched, of the weight lastOf; may be nil
+	lastOf string
+}
+
+// solution returns the checked solution of a compressed weight. It keeps the
+// last one, because most tensors of a weight stand beside each other in a file.
+func (s *source) solution(name string) (*layer.Solution, error) {
+	if err := s.ctx.Err(); err != nil {
+		return nil, err
+	}
+	if s.last != nil && s.lastOf == name {
+		return s.last, nil
+	}
+	s.last = nil // so that it can go before the next one comes
+	if s.Solution == nil {
+		return nil, bad(name, ErrInput, "the input has a spec, but no Solution to ask")
+	}
+	solution, err := s.Solution(name)
+	if err != nil {
+		return nil, &TensorError{Tensor: name, Index: -1, Err: err}
+	}
+	if err := checkSolution(s.Specs[name], solution); err != nil {
+		return nil, err
+	}
+	s.last, s.lastOf = solution, name
+	return solution, nil
 }
 
 // kept returns the bytes of a tensor that is not compressed. They are valid
@@ -233,11 +288,11 @@ func (s *source) kept(t loader.Tensor) ([]byte, error) {
 // dense returns the bytes of any tensor in the original's dtype, compressed
 // weights dequantized. They are valid until the next call of kept or dense.
 func (s *source) dense(t loader.Tensor) ([]byte, error) {
-	solution, ok := s.Solutions[t.Name]
-	if !ok {
+	if _, ok := s.Specs[t.Name]; !ok {
 		return s.kept(t)
 	}
-	if err := s.ctx.Err(); err != nil {
+	solution, err := s.solution(t.Name)
+	if err != nil {
 		return nil, err
 	}
 	s.raw = grow(s.raw, int(t.Bytes()))

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -150,9 +149,35 @@ func channel(bits int, symmetric bool) layer.Grid {
 	return layer.Grid{Bits: bits, Granularity: layer.PerChannel, Symmetric: symmetric, ScaleType: dtype.F32}
 }
 
+// solvedInput is an input whose solutions are in memory, where a test can change
+// them.
+type solvedInput struct {
+	Input
+	solutions map[string]*layer.Solution
+	fetched   map[string]int // how often each was asked for
+}
+
+func inputOf(ckpt *loader.Checkpoint, solutions map[string]*layer.Solution) solvedInput {
+	in := solvedInput{Input{Checkpoint: ckpt, Specs: map[string]Spec{}}, solutions, map[string]int{}}
+	for name := range solutions {
+		in.specify(name)
+	}
+	in.Solution = func(name string) (*layer.Solution, error) {
+		in.fetched[name]++
+		return solutions[name], nil
+	}
+	return in
+}
+
+// specify sets a weight's spec from its solution.
+func (in solvedInput) specify(name string) {
+	x, _ := in.Checkpoint.Lookup(name)
+	in.Specs[name] = SpecOf(name, x.Shape, in.solutions[name])
+}
+
 // small is an input with a convolution, two linear layers, batch
 // normalization, and a tensor of every dtype.
-func small(t *testing.T) Input {
+func small(t *testing.T) solvedInput {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(3, 4))
 	ckpt := checkpoint(t, []tensor{
@@ -174,25 +199,23 @@ func small(t *testing.T) Input {
 	}, map[string]string{"format": "pt", "tied": "<fc & head>"})
 	group := layer.Grid{Bits: 5, Granularity: layer.PerGroup, GroupSize: 4, ScaleType: dtype.F16}
 	tensorwise := layer.Grid{Bits: 2, Granularity: layer.PerTensor, ScaleType: dtype.BF16}
-	return Input{
-		Checkpoint: ckpt,
-		Solutions: map[string]*layer.Solution{
-			"module.conv1.weight":        solve(t, ckpt, "module.conv1.weight", channel(3, false)),
-			"module.fc.weight":           solve(t, ckpt, "module.fc.weight", group),
-			"module.attn.in_proj_weight": solve(t, ckpt, "module.attn.in_proj_weight", tensorwise),
-		},
-		Replaced: map[string][]float32{
-			"module.bn1.bias": {0, 1, 2, 3, 4, 5, 6, 1e-40},
-			"module.fc.bias":  {-1, 65504, 0.1, 2, 3},
-		},
-		Architecture: "resnet-cifar", Tool: "fettle test",
+	in := inputOf(ckpt, map[string]*layer.Solution{
+		"module.conv1.weight":        solve(t, ckpt, "module.conv1.weight", channel(3, false)),
+		"module.fc.weight":           solve(t, ckpt, "module.fc.weight", group),
+		"module.attn.in_proj_weight": solve(t, ckpt, "module.attn.in_proj_weight", tensorwise),
+	})
+	in.Replaced = map[string][]float32{
+		"module.bn1.bias": {0, 1, 2, 3, 4, 5, 6, 1e-40},
+		"module.fc.bias":  {-1, 65504, 0.1, 2, 3},
 	}
+	in.Architecture, in.Tool = "resnet-cifar", "fettle test"
+	return in
 }
 
 // dense is what the tensors of an output must read as.
-func dense(t *testing.T, in Input, name string) []float32 {
+func dense(t *testing.T, in solvedInput, name string) []float32 {
 	t.Helper()
-	if s, ok := in.Solutions[name]; ok {
+	if s, ok := in.solutions[name]; ok {
 		values := make([]float32, len(s.Codes))
 		s.Weight(values)
 		return values
@@ -208,10 +231,10 @@ func dense(t *testing.T, in Input, name string) []float32 {
 	return read(t, in.Checkpoint, name)
 }
 
-func write(t *testing.T, in Input) (dir string) {
+func write(t *testing.T, in solvedInput) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	files, err := CompressedTensors(context.Background(), dir, in)
+	files, err := CompressedTensors(context.Background(), dir, in.Input)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +250,7 @@ func write(t *testing.T, in Input) (dir string) {
 func TestCompressedRoundTrip(t *testing.T) {
 	in := small(t)
 	dir := write(t, in)
-	if err := Verify(context.Background(), dir, in); err != nil {
+	if err := Verify(context.Background(), dir, in.Input); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{dir, filepath.Join(dir, ModelName)} {
@@ -242,7 +265,7 @@ func TestCompressedRoundTrip(t *testing.T) {
 		if err := verifyTensors(m.Tensors(), in.Checkpoint.Tensors()); err != nil {
 			t.Error(err)
 		}
-		want := in.specs()
+		want := in.Specs
 		if got := m.Specs(); len(got) != len(want) {
 			t.Errorf("%d specs, want %d", len(got), len(want))
 		} else {
@@ -290,7 +313,7 @@ func TestLayout(t *testing.T) {
 		"module.attn.in_proj_weight_zero_point": "I8 [1]",
 	}
 	for _, x := range in.Checkpoint.Tensors() {
-		if _, ok := in.Solutions[x.Name]; !ok {
+		if _, ok := in.Specs[x.Name]; !ok {
 			want[x.Name] = fmt.Sprint(x.DType, x.Shape)
 		}
 	}
@@ -338,7 +361,7 @@ func TestDeterministic(t *testing.T) {
 	a, b := write(t, in), write(t, in)
 	for _, dir := range []string{a, b} {
 		for _, format := range []DenseFormat{Safetensors, PyTorch} {
-			if _, err := Dense(context.Background(), dir, format, in); err != nil {
+			if _, err := Dense(context.Background(), dir, format, in.Input); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -379,12 +402,12 @@ func TestSizeProperty(t *testing.T) {
 			}
 			grids[name] = g
 		}
-		in := Input{Checkpoint: checkpoint(t, tensors, nil), Solutions: map[string]*layer.Solution{}}
+		ckpt, solutions := checkpoint(t, tensors, nil), map[string]*layer.Solution{}
 		for name, g := range grids {
-			in.Solutions[name] = solve(t, in.Checkpoint, name, g)
+			solutions[name] = solve(t, ckpt, name, g)
 		}
-		specs := slices.Collect(maps.Values(in.specs()))
-		size, err := CompressedTensorsSize(in.Checkpoint, specs)
+		in := inputOf(ckpt, solutions)
+		size, err := CompressedTensorsSize(in.Input)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -393,11 +416,11 @@ func TestSizeProperty(t *testing.T) {
 		if err != nil || info.Size() != size {
 			t.Fatalf("foretold %d bytes, wrote %d (%v)", size, info.Size(), err)
 		}
-		if err := Verify(context.Background(), dir, in); err != nil {
+		if err := Verify(context.Background(), dir, in.Input); err != nil {
 			t.Fatal(err)
 		}
 		written := open(t, filepath.Join(dir, ModelName))
-		for _, s := range specs {
+		for _, s := range in.Specs {
 			var sum int64
 			for _, part := range []string{packedSuffix, scaleSuffix, shapeSuffix, zeroSuffix} {
 				if x, ok := written.Lookup(s.Name + part); ok {
@@ -413,7 +436,7 @@ func TestSizeProperty(t *testing.T) {
 
 func TestSizeRefused(t *testing.T) {
 	in := small(t)
-	good := in.specs()["module.fc.weight"]
+	good := in.Specs["module.fc.weight"]
 	for name, change := range map[string]func(s *Spec){
 		"name":        func(s *Spec) { s.Name = "other" },
 		"integer":     func(s *Spec) { s.Name, s.Shape, s.Rows, s.Cols = "i16", []int{2, 1}, 2, 1 },
@@ -427,14 +450,16 @@ func TestSizeRefused(t *testing.T) {
 	} {
 		s := good
 		change(&s)
+		in := Input{Checkpoint: in.Checkpoint, Specs: map[string]Spec{s.Name: s}}
 		var where *TensorError
-		if _, err := CompressedTensorsSize(in.Checkpoint, []Spec{s}); !errors.Is(err, ErrInput) || !errors.As(err, &where) || where.Tensor != s.Name {
+		if _, err := CompressedTensorsSize(in); !errors.Is(err, ErrInput) || !errors.As(err, &where) || where.Tensor != s.Name {
 			t.Errorf("%s: %v", name, err)
 		}
 		_ = s.Bytes() // must not panic
 	}
-	if _, err := CompressedTensorsSize(in.Checkpoint, []Spec{good, good}); !errors.Is(err, ErrInput) {
-		t.Errorf("two specs: %v", err)
+	in.Specs["module.head.weight"] = good
+	if _, err := CompressedTensorsSize(in.Input); !errors.Is(err, ErrInput) {
+		t.Errorf("another weight's spec: %v", err)
 	}
 }
 
@@ -442,37 +467,42 @@ func TestSizeRefused(t *testing.T) {
 func TestInputRefused(t *testing.T) {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	for name, c := range map[string]struct {
-		change func(in *Input)
+		change func(in *solvedInput)
 		kind   error
 		tensor string
 		index  int
 	}{
-		"NaN scale":        {func(in *Input) { in.Solutions["module.conv1.weight"].Grid.Scales[3] = nan }, ErrNotFinite, "module.conv1.weight", 3},
-		"huge scale":       {func(in *Input) { in.Solutions["module.conv1.weight"].Grid.Scales[7] = 3e38 }, ErrNotFinite, "module.conv1.weight", 7},
-		"negative scale":   {func(in *Input) { in.Solutions["module.conv1.weight"].Grid.Scales[3] = -1 }, ErrInput, "module.conv1.weight", -1},
-		"code":             {func(in *Input) { in.Solutions["module.conv1.weight"].Codes[100] = 4 }, ErrInput, "module.conv1.weight", 100},
-		"few codes":        {func(in *Input) { s := in.Solutions["module.fc.weight"]; s.Codes = s.Codes[1:] }, ErrInput, "module.fc.weight", -1},
-		"nil":              {func(in *Input) { in.Solutions["module.fc.weight"] = nil }, ErrInput, "module.fc.weight", -1},
-		"matrix":           {func(in *Input) { s := in.Solutions["module.fc.weight"]; s.Rows, s.Cols = s.Cols, s.Rows }, ErrInput, "module.fc.weight", -1},
-		"unknown":          {func(in *Input) { in.Solutions["x"] = in.Solutions["module.fc.weight"] }, ErrInput, "x", -1},
-		"replaced unknown": {func(in *Input) { in.Replaced["x"] = nil }, ErrInput, "x", -1},
-		"both":             {func(in *Input) { in.Replaced["module.fc.weight"] = make([]float32, 40) }, ErrInput, "module.fc.weight", -1},
-		"replaced length":  {func(in *Input) { in.Replaced["module.bn1.bias"] = make([]float32, 7) }, ErrInput, "module.bn1.bias", -1},
-		"replaced dtype":   {func(in *Input) { in.Replaced["i16"] = make([]float32, 2) }, ErrUnsupported, "i16", -1},
-		"replaced Inf":     {func(in *Input) { in.Replaced["module.bn1.bias"][2] = inf }, ErrNotFinite, "module.bn1.bias", 2},
-		"half overflow":    {func(in *Input) { in.Replaced["module.fc.bias"][4] = 65520 }, ErrNotFinite, "module.fc.bias", 4},
+		"NaN scale":      {func(in *solvedInput) { in.solutions["module.conv1.weight"].Grid.Scales[3] = nan }, ErrNotFinite, "module.conv1.weight", 3},
+		"huge scale":     {func(in *solvedInput) { in.solutions["module.conv1.weight"].Grid.Scales[7] = 3e38 }, ErrNotFinite, "module.conv1.weight", 7},
+		"negative scale": {func(in *solvedInput) { in.solutions["module.conv1.weight"].Grid.Scales[3] = -1 }, ErrInput, "module.conv1.weight", -1},
+		"code":           {func(in *solvedInput) { in.solutions["module.conv1.weight"].Codes[100] = 4 }, ErrInput, "module.conv1.weight", 100},
+		"few codes":      {func(in *solvedInput) { s := in.solutions["module.fc.weight"]; s.Codes = s.Codes[1:] }, ErrInput, "module.fc.weight", -1},
+		"nil":            {func(in *solvedInput) { in.solutions["module.fc.weight"] = nil }, ErrInput, "module.fc.weight", -1},
+		"no solutions":   {func(in *solvedInput) { in.Solution = nil }, ErrInput, "", -1},
+		"other bits":     {func(in *solvedInput) { in.solutions["module.fc.weight"].Grid.Bits = 4 }, ErrInput, "module.fc.weight", -1},
+		"cannot be read": {func(in *solvedInput) {
+			in.Solution = func(string) (*layer.Solution, error) { return nil, io.ErrUnexpectedEOF }
+		}, io.ErrUnexpectedEOF, "", -1},
+		"matrix":           {func(in *solvedInput) { s := in.solutions["module.fc.weight"]; s.Rows, s.Cols = s.Cols, s.Rows }, ErrInput, "module.fc.weight", -1},
+		"unknown":          {func(in *solvedInput) { in.Specs["x"] = in.Specs["module.fc.weight"] }, ErrInput, "x", -1},
+		"replaced unknown": {func(in *solvedInput) { in.Replaced["x"] = nil }, ErrInput, "x", -1},
+		"both":             {func(in *solvedInput) { in.Replaced["module.fc.weight"] = make([]float32, 40) }, ErrInput, "module.fc.weight", -1},
+		"replaced length":  {func(in *solvedInput) { in.Replaced["module.bn1.bias"] = make([]float32, 7) }, ErrInput, "module.bn1.bias", -1},
+		"replaced dtype":   {func(in *solvedInput) { in.Replaced["i16"] = make([]float32, 2) }, ErrUnsupported, "i16", -1},
+		"replaced Inf":     {func(in *solvedInput) { in.Replaced["module.bn1.bias"][2] = inf }, ErrNotFinite, "module.bn1.bias", 2},
+		"half overflow":    {func(in *solvedInput) { in.Replaced["module.fc.bias"][4] = 65520 }, ErrNotFinite, "module.fc.bias", 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := small(t)
 			c.change(&in)
 			dir := t.TempDir()
 			for what, err := range map[string]error{
-				"CompressedTensors": func() error { _, err := CompressedTensors(context.Background(), dir, in); return err }(),
-				"Dense":             func() error { _, err := Dense(context.Background(), dir, Safetensors, in); return err }(),
-				"Dense pt":          func() error { _, err := Dense(context.Background(), dir, PyTorch, in); return err }(),
+				"CompressedTensors": func() error { _, err := CompressedTensors(context.Background(), dir, in.Input); return err }(),
+				"Dense":             func() error { _, err := Dense(context.Background(), dir, Safetensors, in.Input); return err }(),
+				"Dense pt":          func() error { _, err := Dense(context.Background(), dir, PyTorch, in.Input); return err }(),
 			} {
 				var where *TensorError
-				if !errors.Is(err, c.kind) || !errors.As(err, &where) || where.Tensor != c.tensor || where.Index != c.index {
+				if !errors.Is(err, c.kind) || !errors.As(err, &where) || c.tensor != "" && where.Tensor != c.tensor || where.Index != c.index {
 					t.Errorf("%s: got %v", what, err)
 				}
 			}
@@ -539,12 +569,13 @@ func TestNames(t *testing.T) {
 			for _, n := range slices.Concat(c.compress, c.keep) {
 				tensors = append(tensors, floats(rng, n, dtype.F32, 3, 4))
 			}
-			in := Input{Checkpoint: checkpoint(t, tensors, nil), Solutions: map[string]*layer.Solution{}}
+			ckpt, solutions := checkpoint(t, tensors, nil), map[string]*layer.Solution{}
 			for _, n := range c.compress {
-				in.Solutions[n] = solve(t, in.Checkpoint, n, channel(4, true))
+				solutions[n] = solve(t, ckpt, n, channel(4, true))
 			}
+			in := inputOf(ckpt, solutions)
 			dir := t.TempDir()
-			_, err := CompressedTensors(context.Background(), dir, in)
+			_, err := CompressedTensors(context.Background(), dir, in.Input)
 			if !c.ok {
 				if !errors.Is(err, ErrInput) {
 					t.Errorf("got %v", err)
@@ -554,7 +585,7 @@ func TestNames(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := Verify(context.Background(), dir, in); err != nil {
+			if err := Verify(context.Background(), dir, in.Input); err != nil {
 				t.Error(err)
 			}
 		})
@@ -567,26 +598,26 @@ func TestWriteFails(t *testing.T) {
 	cancelled, cancel := context.WithCancel(context.Background())
 	cancel()
 	dir := t.TempDir()
-	if _, err := CompressedTensors(cancelled, dir, in); !errors.Is(err, context.Canceled) {
+	if _, err := CompressedTensors(cancelled, dir, in.Input); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if _, err := Dense(cancelled, dir, PyTorch, in); !errors.Is(err, context.Canceled) {
+	if _, err := Dense(cancelled, dir, PyTorch, in.Input); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	if _, err := CompressedTensors(context.Background(), filepath.Join(dir, "absent"), in); !errors.Is(err, os.ErrNotExist) {
+	if _, err := CompressedTensors(context.Background(), filepath.Join(dir, "absent"), in.Input); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
 	}
-	if _, err := Dense(context.Background(), dir, "onnx", in); !errors.Is(err, ErrUnsupported) {
+	if _, err := Dense(context.Background(), dir, "onnx", in.Input); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("unknown format: %v", err)
 	}
 	// config.json cannot be written: model.safetensors goes too.
 	if err := os.MkdirAll(filepath.Join(dir, ConfigName, "x"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := CompressedTensors(context.Background(), dir, in); err == nil {
+	if _, err := CompressedTensors(context.Background(), dir, in.Input); err == nil {
 		t.Error("wrote config.json over a folder")
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
@@ -594,7 +625,7 @@ func TestWriteFails(t *testing.T) {
 	}
 	for _, limit := range []int{0, 100, 5000} {
 		w := &fullDisk{left: limit}
-		src := source{Input: in, ctx: context.Background()}
+		src := source{Input: in.Input, ctx: context.Background()}
 		if err := writePyTorch(w, "", in.Checkpoint.Tensors(), src.dense); !errors.Is(err, errFull) {
 			t.Errorf("full after %d bytes: %v", limit, err)
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -26,8 +28,8 @@ type Model struct {
 	specs        map[string]Spec
 }
 
-// Open opens a folder that CompressedTensors wrote, or its model.safetensors
-// with config.json beside it. What is there is not trusted: missing tensors,
+// Open opens a folder that CompressedTensors wrote, or its model.safetensors or
+// index of shards with config.json beside it. What is there is not trusted: missing tensors,
 // shapes that do not agree and schemes that fettle does not know are an error
 // that is ErrCorrupt.
 func Open(ctx context.Context, path string) (*Model, error) {
@@ -37,7 +39,7 @@ func Open(ctx context.Context, path string) (*Model, error) {
 	}
 	dir := path
 	if info.IsDir() {
-		path = filepath.Join(dir, ModelName)
+		path = modelFile(dir)
 	} else {
 		dir = filepath.Dir(path)
 	}
@@ -55,6 +57,18 @@ func Open(ctx context.Context, path string) (*Model, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return m, nil
+}
+
+// modelFile returns what is to be opened in a folder: ModelName, unless only the
+// index of shards is there.
+func modelFile(dir string) string {
+	model, index := filepath.Join(dir, ModelName), filepath.Join(dir, IndexName)
+	if _, err := os.Stat(model); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(index); err == nil {
+			return index
+		}
+	}
+	return model
 }
 
 // arrange finds the compressed weights and lists all tensors as if dense.
@@ -234,7 +248,7 @@ func (m *Model) SourceConfig() ([]byte, error) {
 func (m *Model) Architecture() string { return m.architecture }
 
 // Tensors lists the tensors as if dense: the original's names, shapes and
-// dtypes, in the order of the file.
+// dtypes, in the order of the files.
 func (m *Model) Tensors() []loader.Tensor { return slices.Clone(m.tensors) }
 
 // Specs returns how each compressed weight is stored, by name.
@@ -246,10 +260,10 @@ func (m *Model) Specs() []Spec {
 	return specs
 }
 
-// Size returns the bytes of model.safetensors.
+// Size returns the bytes of the safetensors files.
 func (m *Model) Size() int64 { return m.file.Size() }
 
-// Close releases the file.
+// Close releases the files.
 func (m *Model) Close() error { return m.file.Close() }
 
 // ReadFloat32 reads a tensor's values, row-major, dequantized where it is

@@ -215,7 +215,7 @@ func TestVerifyFindsFlippedBits(t *testing.T) {
 			t.Fatal(err)
 		}
 		file[at] ^= 0x10
-		err := Verify(context.Background(), dir, in)
+		err := Verify(context.Background(), dir, in.Input)
 		var where *TensorError
 		if err == nil {
 			missed++
@@ -231,22 +231,26 @@ func TestVerifyFindsFlippedBits(t *testing.T) {
 // Verify names the tensor and the index of a difference.
 func TestVerifyNames(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(in *Input)
+		change func(in *solvedInput)
 		tensor string
 		index  int
 	}{
-		"code":     {func(in *Input) { c := in.Solutions["module.conv1.weight"].Codes; c[28] ^= 1 }, "module.conv1.weight_packed", 28},
-		"scale":    {func(in *Input) { in.Solutions["module.conv1.weight"].Grid.Scales[5] *= 2 }, "module.conv1.weight_scale", 5},
-		"zero":     {func(in *Input) { z := in.Solutions["module.fc.weight"].Grid.Zeros; z[9] ^= 1 }, "module.fc.weight_zero_point", 9},
-		"replaced": {func(in *Input) { in.Replaced["module.bn1.bias"][6] = 9 }, "module.bn1.bias", 6},
-		"kept":     {func(in *Input) { delete(in.Replaced, "module.bn1.bias") }, "module.bn1.bias", 0},
-		"scheme":   {func(in *Input) { g := &in.Solutions["module.conv1.weight"].Grid; g.Bits = 4 }, "module.conv1.weight", -1},
-		"dense":    {func(in *Input) { delete(in.Solutions, "module.fc.weight") }, "module.fc.weight", -1},
-		"more": {func(in *Input) {
-			s := *in.Solutions["module.conv1.weight"]
+		"code":     {func(in *solvedInput) { c := in.solutions["module.conv1.weight"].Codes; c[28] ^= 1 }, "module.conv1.weight_packed", 28},
+		"scale":    {func(in *solvedInput) { in.solutions["module.conv1.weight"].Grid.Scales[5] *= 2 }, "module.conv1.weight_scale", 5},
+		"zero":     {func(in *solvedInput) { z := in.solutions["module.fc.weight"].Grid.Zeros; z[9] ^= 1 }, "module.fc.weight_zero_point", 9},
+		"replaced": {func(in *solvedInput) { in.Replaced["module.bn1.bias"][6] = 9 }, "module.bn1.bias", 6},
+		"kept":     {func(in *solvedInput) { delete(in.Replaced, "module.bn1.bias") }, "module.bn1.bias", 0},
+		"scheme": {func(in *solvedInput) {
+			in.solutions["module.conv1.weight"].Grid.Bits = 4
+			in.specify("module.conv1.weight")
+		}, "module.conv1.weight", -1},
+		"dense": {func(in *solvedInput) { delete(in.Specs, "module.fc.weight") }, "module.fc.weight", -1},
+		"more": {func(in *solvedInput) {
+			s := *in.solutions["module.conv1.weight"]
 			s.Rows, s.Cols, s.Codes = 4, 7, s.Codes[:28]
 			s.Grid.Scales, s.Grid.Zeros = s.Grid.Scales[:4], s.Grid.Zeros[:4]
-			in.Solutions["module.head.weight"] = &s
+			in.solutions["module.head.weight"] = &s
+			in.specify("module.head.weight")
 		}, "module.head.weight", -1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -254,7 +258,7 @@ func TestVerifyNames(t *testing.T) {
 			dir := write(t, in)
 			c.change(&in)
 			var where *TensorError
-			err := Verify(context.Background(), dir, in)
+			err := Verify(context.Background(), dir, in.Input)
 			if !errors.Is(err, ErrMismatch) || !errors.As(err, &where) || where.Tensor != c.tensor || where.Index != c.index {
 				t.Errorf("got %v", err)
 			}
@@ -264,12 +268,12 @@ func TestVerifyNames(t *testing.T) {
 		in := small(t)
 		dir := write(t, in)
 		rewrite(t, dir, func(x *tensor) bool { return x.name != "i32" })
-		if err := Verify(context.Background(), dir, in); !errors.Is(err, ErrMismatch) {
+		if err := Verify(context.Background(), dir, in.Input); !errors.Is(err, ErrMismatch) {
 			t.Errorf("missing: %v", err)
 		}
 		dir = write(t, in)
 		rewrite(t, dir, nil, integers("more", dtype.I8, nil, 1))
-		if err := Verify(context.Background(), dir, in); !errors.Is(err, ErrMismatch) {
+		if err := Verify(context.Background(), dir, in.Input); !errors.Is(err, ErrMismatch) {
 			t.Errorf("one more: %v", err)
 		}
 	})
@@ -279,10 +283,10 @@ func TestVerifyNames(t *testing.T) {
 func TestVerifyReadsDense(t *testing.T) {
 	in := small(t)
 	dir := write(t, in)
-	if _, err := Dense(context.Background(), dir, Safetensors, in); err != nil {
+	if _, err := Dense(context.Background(), dir, Safetensors, in.Input); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(context.Background(), dir, in); err != nil {
+	if err := Verify(context.Background(), dir, in.Input); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, Safetensors.FileName())
@@ -294,7 +298,7 @@ func TestVerifyReadsDense(t *testing.T) {
 	if err := os.WriteFile(path, file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Verify(context.Background(), dir, in); !errors.Is(err, ErrMismatch) {
+	if err := Verify(context.Background(), dir, in.Input); !errors.Is(err, ErrMismatch) {
 		t.Errorf("a damaged dense file: %v", err)
 	}
 }

@@ -30,10 +30,11 @@ func TestDense(t *testing.T) {
 	for _, format := range []DenseFormat{Safetensors, PyTorch} {
 		t.Run(string(format), func(t *testing.T) {
 			dir := t.TempDir()
-			file, err := Dense(context.Background(), dir, format, in)
-			if err != nil {
-				t.Fatal(err)
+			files, err := Dense(context.Background(), dir, format, in.Input)
+			if err != nil || len(files) != 1 {
+				t.Fatal(files, err)
 			}
+			file := files[0]
 			path := filepath.Join(dir, file.Name)
 			data, err := os.ReadFile(path)
 			if err != nil {
@@ -42,7 +43,7 @@ func TestDense(t *testing.T) {
 			if sum := sha256.Sum256(data); file.Bytes != int64(len(data)) || file.SHA256 != hex.EncodeToString(sum[:]) || file.Role != "dense" {
 				t.Errorf("recorded as %+v, is %d bytes %x", file, len(data), sum)
 			}
-			if err := VerifyDense(context.Background(), dir, format, in); err != nil {
+			if err := VerifyDense(context.Background(), dir, format, in.Input); err != nil {
 				t.Error(err)
 			}
 			ckpt := open(t, path)
@@ -59,7 +60,7 @@ func TestDense(t *testing.T) {
 				}
 			}
 			in.Replaced["module.bn1.bias"][3]++
-			err = VerifyDense(context.Background(), dir, format, in)
+			err = VerifyDense(context.Background(), dir, format, in.Input)
 			var where *TensorError
 			if !errors.Is(err, ErrMismatch) || !errors.As(err, &where) || where.Tensor != "module.bn1.bias" || where.Index != 3 {
 				t.Errorf("a difference: %v", err)
@@ -73,7 +74,7 @@ func TestDense(t *testing.T) {
 func TestPyTorchZip(t *testing.T) {
 	in := small(t)
 	dir := t.TempDir()
-	if _, err := Dense(context.Background(), dir, PyTorch, in); err != nil {
+	if _, err := Dense(context.Background(), dir, PyTorch, in.Input); err != nil {
 		t.Fatal(err)
 	}
 	z, err := zip.OpenReader(filepath.Join(dir, "dense.pt"))
@@ -101,8 +102,8 @@ func TestPyTorchZip(t *testing.T) {
 		}
 	}
 	in.Checkpoint = checkpoint(t, []tensor{integers("x", dtype.F8E4M3, []int{1}, 1)}, nil)
-	in.Solutions, in.Replaced = nil, nil
-	if _, err := Dense(context.Background(), dir, PyTorch, in); !errors.Is(err, ErrUnsupported) {
+	in.Specs, in.Replaced = nil, nil
+	if _, err := Dense(context.Background(), dir, PyTorch, in.Input); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("F8 in a PyTorch file: %v", err)
 	}
 }
@@ -186,22 +187,22 @@ func checkTorch(t *testing.T, in Input) {
 	}
 }
 
-func TestPyTorchLoads(t *testing.T) { checkTorch(t, small(t)) }
+func TestPyTorchLoads(t *testing.T) { checkTorch(t, small(t).Input) }
 
 // A state dict read back by PyTorch fits a module strictly.
 func TestPyTorchLoadStateDict(t *testing.T) {
 	interpreter := python(t)
 	rng := rand.New(rand.NewPCG(9, 10))
-	in := Input{Checkpoint: checkpoint(t, []tensor{
+	ckpt := checkpoint(t, []tensor{
 		floats(rng, "0.weight", dtype.F32, 8, 3, 3, 3),
 		floats(rng, "1.weight", dtype.F32, 8), floats(rng, "1.bias", dtype.F32, 8),
 		floats(rng, "1.running_mean", dtype.F32, 8), floats(rng, "1.running_var", dtype.F32, 8),
 		integers("1.num_batches_tracked", dtype.I64, nil, 7),
 		floats(rng, "2.weight", dtype.F32, 10, 300), floats(rng, "2.bias", dtype.F32, 10),
-	}, nil)}
-	in.Solutions = map[string]*layer.Solution{"2.weight": solve(t, in.Checkpoint, "2.weight", channel(4, false))}
+	}, nil)
+	in := inputOf(ckpt, map[string]*layer.Solution{"2.weight": solve(t, ckpt, "2.weight", channel(4, false))})
 	dir := t.TempDir()
-	if _, err := Dense(context.Background(), dir, PyTorch, in); err != nil {
+	if _, err := Dense(context.Background(), dir, PyTorch, in.Input); err != nil {
 		t.Fatal(err)
 	}
 	const script = `
@@ -270,22 +271,24 @@ func sharedData(t *testing.T, name string) string {
 }
 
 // resnet opens the real ResNet-20 and rounds all its layers to 4 bits.
-func resnet(t *testing.T) Input {
+func resnet(t *testing.T) solvedInput {
 	t.Helper()
 	path := sharedData(t, "resnet-cifar10/resnet20-12fca82f.th")
-	in := Input{Checkpoint: open(t, path), Solutions: map[string]*layer.Solution{}, Architecture: "resnet-cifar"}
-	for _, x := range in.Checkpoint.Tensors() {
+	ckpt, solutions := open(t, path), map[string]*layer.Solution{}
+	for _, x := range ckpt.Tensors() {
 		if len(x.Shape) > 1 {
-			in.Solutions[x.Name] = solve(t, in.Checkpoint, x.Name, channel(4, false))
+			solutions[x.Name] = solve(t, ckpt, x.Name, channel(4, false))
 		}
 	}
+	in := inputOf(ckpt, solutions)
+	in.Architecture = "resnet-cifar"
 	return in
 }
 
 func TestResNet(t *testing.T) {
 	in := resnet(t)
 	dir := write(t, in)
-	if err := Verify(context.Background(), dir, in); err != nil {
+	if err := Verify(context.Background(), dir, in.Input); err != nil {
 		t.Error(err)
 	}
 	m, err := Open(context.Background(), dir)
@@ -293,17 +296,17 @@ func TestResNet(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	size, err := CompressedTensorsSize(in.Checkpoint, m.Specs())
+	size, err := CompressedTensorsSize(in.Input)
 	if err != nil || size != m.Size() {
 		t.Errorf("foretold %d bytes, wrote %d (%v)", size, m.Size(), err)
 	}
 	t.Logf("%d tensors, %d compressed, %d bytes → %d", len(m.Tensors()), len(m.Specs()), in.Checkpoint.Size(), size)
 	for _, format := range []DenseFormat{Safetensors, PyTorch} {
-		if _, err := Dense(context.Background(), dir, format, in); err != nil {
+		if _, err := Dense(context.Background(), dir, format, in.Input); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := Verify(context.Background(), dir, in); err != nil { // now of all three
+	if err := Verify(context.Background(), dir, in.Input); err != nil { // now of all three
 		t.Error(err)
 	}
 	again, err := loader.Open(context.Background(), filepath.Join(dir, "dense.pt"))
@@ -314,7 +317,7 @@ func TestResNet(t *testing.T) {
 	if again.Root() != in.Checkpoint.Root() || again.Root() == "" {
 		t.Errorf("root %q, want %q", again.Root(), in.Checkpoint.Root())
 	}
-	checkTorch(t, in)
+	checkTorch(t, in.Input)
 }
 
 // Whatever odd checkpoint opens (views, tied tensors, other byte orders, empty

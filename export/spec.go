@@ -41,15 +41,7 @@ func SpecOf(name string, shape []int, s *layer.Solution) Spec {
 // Bytes returns the bytes of the tensors that replace the weight: codes,
 // scales, zero points and shape, without the file's header.
 func (s Spec) Bytes() int64 {
-	var sum int64
-	for _, t := range s.tensors(nil) {
-		n := int64(t.DType.Size())
-		for _, d := range t.Shape {
-			n *= int64(d)
-		}
-		sum += n
-	}
-	return sum
+	return dataBytes(s.tensors(nil))
 }
 
 // The suffixes of the tensors that replace a weight.
@@ -60,17 +52,26 @@ const (
 	zeroSuffix   = "_zero_point"
 )
 
-// tensors lists what replaces the weight. A nil solution will do for all but
-// writing.
-func (s Spec) tensors(from *layer.Solution) []safetensors.Source {
+// tensors lists what replaces the weight. The solution is asked for when one of
+// them is written; nil will do for all else.
+func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []safetensors.Source {
+	from := func(write func(io.Writer, *layer.Solution) error) func(io.Writer) error {
+		return func(w io.Writer) error {
+			found, err := solution(s.Name)
+			if err != nil {
+				return err
+			}
+			return write(w, found)
+		}
+	}
 	list := []safetensors.Source{
 		{
 			Name: s.Name + packedSuffix, DType: dtype.I32, Shape: []int{s.Rows, pack.Words(s.Cols, s.Bits)},
-			Write: func(w io.Writer) error { return s.writeCodes(w, from.Codes) },
+			Write: from(s.writeCodes),
 		},
 		{
 			Name: s.Name + scaleSuffix, DType: s.ScaleType, Shape: s.scaleShape(),
-			Write: func(w io.Writer) error { return s.writeScales(w, from.Grid.Scales) },
+			Write: from(s.writeScales),
 		},
 		{
 			Name: s.Name + shapeSuffix, DType: dtype.I64, Shape: []int{len(s.Shape)},
@@ -78,10 +79,7 @@ func (s Spec) tensors(from *layer.Solution) []safetensors.Source {
 		},
 	}
 	if !s.Symmetric {
-		zero := safetensors.Source{
-			Name:  s.Name + zeroSuffix,
-			Write: func(w io.Writer) error { return s.writeZeros(w, from.Grid.Zeros) },
-		}
+		zero := safetensors.Source{Name: s.Name + zeroSuffix, Write: from(s.writeZeros)}
 		zero.DType, zero.Shape = s.zeroLayout()
 		list = append(list, zero)
 	}
@@ -112,13 +110,13 @@ func (s Spec) zeroLayout() (dtype.DType, []int) {
 
 // writeCodes packs a block of rows at a time, so that the packed tensor need
 // not be held beside the codes.
-func (s Spec) writeCodes(w io.Writer, codes []int8) error {
+func (s Spec) writeCodes(w io.Writer, from *layer.Solution) error {
 	rowBytes := 4 * pack.Words(s.Cols, s.Bits)
 	block := max(1, 1<<16/rowBytes)
 	buf := make([]byte, min(block, s.Rows)*rowBytes)
 	for row := 0; row < s.Rows; row += block {
 		n := min(block, s.Rows-row)
-		if err := pack.Rows(buf[:n*rowBytes], codes[row*s.Cols:][:n*s.Cols], n, s.Cols, s.Bits); err != nil {
+		if err := pack.Rows(buf[:n*rowBytes], from.Codes[row*s.Cols:][:n*s.Cols], n, s.Cols, s.Bits); err != nil {
 			return &TensorError{Tensor: s.Name, Index: -1, Err: err}
 		}
 		if _, err := w.Write(buf[:n*rowBytes]); err != nil {
@@ -128,7 +126,8 @@ func (s Spec) writeCodes(w io.Writer, codes []int8) error {
 	return nil
 }
 
-func (s Spec) writeScales(w io.Writer, scales []float32) error {
+func (s Spec) writeScales(w io.Writer, from *layer.Solution) error {
+	scales := from.Grid.Scales
 	raw := make([]byte, len(scales)*s.ScaleType.Size())
 	if err := s.ScaleType.FromFloat32(raw, scales); err != nil {
 		return bad(s.Name, ErrUnsupported, "%v", err)
@@ -149,7 +148,8 @@ func (s Spec) writeShape(w io.Writer) error {
 	return err
 }
 
-func (s Spec) writeZeros(w io.Writer, zeros []int8) error {
+func (s Spec) writeZeros(w io.Writer, from *layer.Solution) error {
+	zeros := from.Grid.Zeros
 	raw := []byte{byte(zeros[0])}
 	if s.Granularity != layer.PerTensor {
 		raw = make([]byte, 4*pack.Words(s.Rows, s.Bits)*s.scalesPerRow())
@@ -163,6 +163,9 @@ func (s Spec) writeZeros(w io.Writer, zeros []int8) error {
 
 // fits reports the first thing that keeps the tensor from being stored so.
 func (s Spec) fits(t loader.Tensor) error {
+	if s.Name != t.Name {
+		return bad(t.Name, ErrInput, "has the spec of %s", s.Name)
+	}
 	if !t.DType.IsFloat() {
 		return bad(s.Name, ErrInput, "a weight of dtype %s cannot be compressed", t.DType)
 	}
@@ -192,35 +195,41 @@ func (s Spec) check(kind error) error {
 	return nil
 }
 
-// specs returns the specs of the solutions by name.
-func (in Input) specs() map[string]Spec {
-	specs := make(map[string]Spec, len(in.Solutions))
-	for name, s := range in.Solutions {
-		t, _ := in.Checkpoint.Lookup(name)
-		specs[name] = SpecOf(name, t.Shape, s)
-	}
-	return specs
-}
-
-// outline lists the tensors of model.safetensors in the order of aligned.
-// Without solutions in src it will do for all but writing.
-func (s *source) outline(specs map[string]Spec) ([]safetensors.Source, error) {
-	var list []safetensors.Source
+// compressed lists the tensors of the compressed output, file by file.
+func (s *source) compressed() (layout, error) {
+	var groups [][]safetensors.Source
 	for _, t := range s.Checkpoint.Tensors() {
-		if spec, ok := specs[t.Name]; ok {
-			list = append(list, spec.tensors(s.Solutions[t.Name])...)
+		if spec, ok := s.Specs[t.Name]; ok {
+			groups = append(groups, spec.tensors(s.solution))
 		} else {
-			list = append(list, streamed(t, s.kept))
+			groups = append(groups, []safetensors.Source{streamed(t, s.kept)})
 		}
 	}
-	return aligned(list), checkNames(list, specs)
+	if err := checkNames(slices.Concat(groups...), s.Specs); err != nil {
+		return layout{}, err
+	}
+	meta, err := metadata(s.Checkpoint, s.Specs)
+	if err != nil {
+		return layout{}, err
+	}
+	return divide(modelStem, meta, groups, s.shardSize()), nil
 }
+
+// denseFiles lists the tensors of dense safetensors output, file by file.
+func (s *source) denseFiles() layout {
+	var groups [][]safetensors.Source
+	for _, t := range s.Checkpoint.Tensors() {
+		groups = append(groups, []safetensors.Source{streamed(t, s.dense)})
+	}
+	return divide(denseStem, sourceMetadata(s.Checkpoint), groups, s.shardSize())
+}
+
+func (in Input) shardSize() int64 { return cmp.Or(in.ShardSize, DefaultShardSize) }
 
 // aligned orders tensors by the size of their elements, the largest first and
 // else as they were, so that each begins at a multiple of it.
-func aligned(list []safetensors.Source) []safetensors.Source {
+func aligned(list []safetensors.Source) {
 	slices.SortStableFunc(list, func(a, b safetensors.Source) int { return cmp.Compare(b.DType.Size(), a.DType.Size()) })
-	return list
 }
 
 // streamed is a tensor whose bytes are asked for when they are written.
@@ -262,7 +271,7 @@ const dtypesKey = "fettle.dtypes"
 // as in×out; their codes are out×in like all others.
 const transposedKey = "fettle.transposed"
 
-// metadata is what model.safetensors says of itself: the source's own metadata,
+// metadata is what a compressed file says of itself: the source's own metadata,
 // and the dtypes and the transposed weights that cannot be seen elsewhere.
 func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string, error) {
 	m := sourceMetadata(ckpt)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 
 	"github.com/fettle-dev/fettle/layer"
@@ -16,12 +17,17 @@ import (
 )
 
 // Verify opens what CompressedTensors wrote into dir and compares every code,
-// scale, zero point and kept tensor with the input; then what Dense wrote
-// there, if it did. A difference is a *TensorError that is ErrMismatch and
-// names the tensor and the index. It holds at most two tensors beside the
-// solutions.
+// scale, zero point and kept tensor with the input, and the index of shards;
+// then what Dense wrote there, if it did. A difference is a *TensorError that is
+// ErrMismatch and names the tensor and the index. It holds at most two tensors
+// and two solutions.
 func Verify(ctx context.Context, dir string, in Input) error {
 	if err := in.check(); err != nil {
+		return err
+	}
+	src := &source{Input: in, ctx: ctx}
+	files, err := src.compressed()
+	if err != nil {
 		return err
 	}
 	m, err := Open(ctx, dir)
@@ -29,11 +35,11 @@ func Verify(ctx context.Context, dir string, in Input) error {
 		return fmt.Errorf("verify: %w", err)
 	}
 	defer m.Close()
-	if err := m.verify(ctx, in); err != nil {
-		return fmt.Errorf("verify %s: %w", filepath.Join(dir, ModelName), err)
+	if err := m.verify(src, files); err != nil {
+		return fmt.Errorf("verify %s: %w", m.file.Path(), err)
 	}
 	for _, format := range []DenseFormat{Safetensors, PyTorch} {
-		_, err := os.Stat(filepath.Join(dir, format.FileName()))
+		_, err := os.Stat(filepath.Join(dir, src.denseEntry(format)))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -44,35 +50,40 @@ func Verify(ctx context.Context, dir string, in Input) error {
 	return nil
 }
 
-func (m *Model) verify(ctx context.Context, in Input) error {
-	if err := verifyTensors(m.tensors, in.Checkpoint.Tensors()); err != nil {
+func (m *Model) verify(src *source, files layout) error {
+	path := m.file.Path()
+	if found := filepath.Base(path); found != files.entry() {
+		return fmt.Errorf("%w: found %s, want %s", ErrMismatch, found, files.entry())
+	}
+	if err := files.verifyIndex(filepath.Dir(path)); err != nil {
 		return err
 	}
-	specs := in.specs()
+	if err := verifyTensors(m.tensors, src.Checkpoint.Tensors()); err != nil {
+		return err
+	}
 	for _, got := range m.Specs() {
-		want, ok := specs[got.Name]
+		want, ok := src.Specs[got.Name]
 		if !ok {
 			return bad(got.Name, ErrMismatch, "is compressed, but was to be kept")
 		}
-		if got.scheme() != want.scheme() || got.ScaleType != want.ScaleType {
-			return bad(got.Name, ErrMismatch, "scheme %+v with scales of %s, want %+v of %s",
-				got.scheme(), got.ScaleType, want.scheme(), want.ScaleType)
+		if !reflect.DeepEqual(got, want) {
+			return bad(got.Name, ErrMismatch, "is %+v, want %+v", got, want)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(specs)) {
+	for _, name := range slices.Sorted(maps.Keys(src.Specs)) {
 		if _, ok := m.specs[name]; !ok {
 			return bad(name, ErrMismatch, "is not compressed")
 		}
-		if err := ctx.Err(); err != nil {
+		want, err := src.solution(name)
+		if err != nil {
 			return err
 		}
-		if err := m.verifySolution(name, in.Solutions[name]); err != nil {
+		if err := m.verifySolution(name, want); err != nil {
 			return err
 		}
 	}
-	src := source{Input: in, ctx: ctx}
-	for _, t := range in.Checkpoint.Tensors() {
-		if _, ok := specs[t.Name]; ok {
+	for _, t := range src.Checkpoint.Tensors() {
+		if _, ok := src.Specs[t.Name]; ok {
 			continue
 		}
 		if err := verifyBytes(m.file, t, src.kept); err != nil {
@@ -108,25 +119,46 @@ func verifyEqual[T comparable](name string, got, want []T) error {
 	return nil
 }
 
+// denseEntry returns the name of the file to open of a dense output.
+func (s *source) denseEntry(format DenseFormat) string {
+	if format == Safetensors {
+		return s.denseFiles().entry()
+	}
+	return format.FileName()
+}
+
 // VerifyDense opens what Dense wrote into dir and compares the bytes of every
-// tensor with the input. A difference is reported as Verify does it.
+// tensor with the input, and the index of shards. A difference is reported as
+// Verify does it.
 func VerifyDense(ctx context.Context, dir string, format DenseFormat, in Input) error {
 	if err := in.check(); err != nil {
 		return err
 	}
-	path := filepath.Join(dir, format.FileName())
+	src := &source{Input: in, ctx: ctx}
+	path := filepath.Join(dir, src.denseEntry(format))
 	file, err := loader.Open(ctx, path)
 	if err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
 	defer file.Close()
-	if err := verifyTensors(file.Tensors(), in.Checkpoint.Tensors()); err != nil {
+	if err := verifyDense(file, dir, format, src); err != nil {
 		return fmt.Errorf("verify %s: %w", path, err)
 	}
-	src := source{Input: in, ctx: ctx}
-	for _, t := range in.Checkpoint.Tensors() {
+	return nil
+}
+
+func verifyDense(file *loader.Checkpoint, dir string, format DenseFormat, src *source) error {
+	if format == Safetensors {
+		if err := src.denseFiles().verifyIndex(dir); err != nil {
+			return err
+		}
+	}
+	if err := verifyTensors(file.Tensors(), src.Checkpoint.Tensors()); err != nil {
+		return err
+	}
+	for _, t := range src.Checkpoint.Tensors() {
 		if err := verifyBytes(file, t, src.dense); err != nil {
-			return fmt.Errorf("verify %s: %w", path, err)
+			return err
 		}
 	}
 	return nil

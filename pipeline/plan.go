@@ -23,7 +23,7 @@ type Plan struct {
 	Layers       []PlanLayer // in the order of the data
 	Kept         []loader.Tensor
 	SourceBytes  int64
-	WeightBytes  int64    // of the compressed weight file, exactly
+	WeightBytes  int64    // of the compressed weight files, exactly; an index of shards is not counted
 	Notes        []string // what a user should know of layers that stay as they are
 }
 
@@ -118,7 +118,6 @@ func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph
 
 func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, error) {
 	p := &Plan{Architecture: graph.Architecture, SourceBytes: ckpt.Size()}
-	var specs []export.Spec
 	planned := map[string]bool{}
 	for i := range graph.Ops {
 		l, err := planLayer(r, ckpt, graph, i)
@@ -130,8 +129,10 @@ func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, er
 			continue
 		}
 		if l != nil {
+			if planned[l.Weight] {
+				return nil, fmt.Errorf("layer %s: its weight %s is another layer's too", l.Name, l.Weight)
+			}
 			p.Layers = append(p.Layers, *l)
-			specs = append(specs, l.Spec)
 			planned[l.Weight] = true
 		}
 	}
@@ -143,9 +144,18 @@ func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, er
 			p.Kept = append(p.Kept, t)
 		}
 	}
-	size, err := export.CompressedTensorsSize(ckpt, specs)
+	size, err := export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
 	p.WeightBytes = size
 	return p, err
+}
+
+// specs returns how each compressed weight will be stored, by name.
+func (p *Plan) specs() map[string]export.Spec {
+	specs := make(map[string]export.Spec, len(p.Layers))
+	for _, l := range p.Layers {
+		specs[l.Weight] = l.Spec
+	}
+	return specs
 }
 
 // planLayer returns what operation i is to get; nil when it stays as it is.

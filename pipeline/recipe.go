@@ -12,6 +12,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/quantize"
 )
 
@@ -131,6 +132,10 @@ type Output struct {
 	Path   string   `yaml:"path"`
 	Format string   `yaml:"format"` // compressed-tensors
 	Dense  []string `yaml:"dense"`  // safetensors, pt: the dequantized model too
+	// ShardSize is the most bytes of tensors in a safetensors file, e.g. 2GiB;
+	// "" means 5GB.
+	ShardSize string `yaml:"shard_size"`
+	shardSize int64  // the same in bytes; 0 means the default
 }
 
 // RecipeError is a fault of a recipe.
@@ -225,6 +230,12 @@ func (r *Recipe) check() (where, reason string) {
 		}
 		if slices.Contains(r.Output.Dense[:i], r.Output.Dense[i]) {
 			return fmt.Sprintf("output.dense[%d]", i), "is there twice"
+		}
+	}
+	if text := r.Output.ShardSize; text != "" {
+		var err error
+		if r.Output.shardSize, err = export.ParseShardSize(text); err != nil {
+			return "output.shard_size", fmt.Sprintf("%q is %s", text, err)
 		}
 	}
 	if len(r.Model.Input.Mean) != len(r.Model.Input.Std) {

@@ -38,6 +38,12 @@ func TestParseRecipe(t *testing.T) {
 	if r.Sequential != "value" || r.OnFallback != "warn" || r.Output.Format != "compressed-tensors" {
 		t.Errorf("defaults: %+v", r)
 	}
+	for text, want := range map[string]int64{"": 0, "5GB": 5e9, "1KB": 1000, "1.5 MiB": 1572864, "4096": 4096} {
+		r, err := ParseRecipe([]byte(strings.Replace(goodRecipe, "dense: [pt]", "shard_size: "+text, 1)), "")
+		if err != nil || r.Output.shardSize != want {
+			t.Errorf("shard_size %q: %v, %v", text, r, err)
+		}
+	}
 	first := r.Rules[0].Steps[0].Quantize.options()
 	if first.Align || first.Granularity != "channel" || first.NeedsMoments() {
 		t.Errorf("nearest: %+v", first)
@@ -79,6 +85,10 @@ func TestRecipeErrors(t *testing.T) {
 		{"subset: [0, 100]", "subset: [5, 5]", `r.yaml:5: calibration.subset`},
 		{"samples: 10", "samples: -1", `r.yaml:5: calibration.samples`},
 		{"dense: [pt]", "dense: [onnx]", `r.yaml:17: output.dense[0]: "onnx" is not known (one of safetensors, pt)`},
+		{"dense: [pt]", "shard_size: 5XB", `r.yaml:17: output.shard_size: "5XB" is not a whole number of bytes; write it like 5GB`},
+		{"dense: [pt]", "shard_size: 0", `r.yaml:17: output.shard_size: "0" is not`},
+		{"dense: [pt]", "shard_size: -1KB", `r.yaml:17: output.shard_size: "-1KB" is not`},
+		{"dense: [pt]", "shard_size: [1]", `r.yaml:17`},
 		{"std: [0.25]", "std: []", `r.yaml:4: model.input: has 1 means and 0 stds`},
 		{"rules:", "ruls:", `r.yaml:6: unknown key "ruls"; did you mean "rules"?`},
 		{`match: "keep*"`, `match: "keep["`, `r.yaml:9: rules[1].match: pattern "keep[" is malformed`},

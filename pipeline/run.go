@@ -196,8 +196,10 @@ func (r *run) startRecord(ctx context.Context) error {
 
 func (r *run) exportInput() export.Input {
 	return export.Input{
-		Checkpoint: r.ckpt, Solutions: r.weights.solutions, Replaced: r.weights.replaced,
-		Config: sourceConfig(r.recipe.Model.Path), Architecture: r.graph.Architecture, Tool: "fettle",
+		Checkpoint: r.ckpt, Specs: r.plan.specs(), Replaced: r.weights.replaced,
+		Solution:  func(name string) (*layer.Solution, error) { return r.weights.solutions[name], nil },
+		ShardSize: r.recipe.Output.shardSize,
+		Config:    sourceConfig(r.recipe.Model.Path), Architecture: r.graph.Architecture, Tool: "fettle",
 	}
 }
 
@@ -215,11 +217,11 @@ func (r *run) write(ctx context.Context, dir string) error {
 	}
 	files = append(files, carried...)
 	for _, format := range r.recipe.Output.Dense {
-		file, err := export.Dense(ctx, dir, export.DenseFormat(format), r.exportInput())
+		dense, err := export.Dense(ctx, dir, export.DenseFormat(format), r.exportInput())
 		if err != nil {
 			return r.outputError(ctx, err)
 		}
-		files = append(files, file)
+		files = append(files, dense...)
 	}
 	r.clock.enter(StageVerify)
 	if err := export.Verify(ctx, dir, r.exportInput()); err != nil {

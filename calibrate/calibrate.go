@@ -188,20 +188,29 @@ func (a *Accumulator) Moments(ctx context.Context) (*layer.Moments, error) {
 	return a.moments, nil
 }
 
+// energyChannels is how many channels one task sums, of rows of channels.
+const energyChannels = 64
+
 // Energy returns Σ(y−b)² for each channel of a layer's outputs, over samples
 // and positions. Outputs are samples × channels × area; bias may be nil.
 func Energy(ctx context.Context, p *pool.Pool, outputs []float32, channels, area int, bias []float32) ([]float64, error) {
+	if bias == nil {
+		bias = make([]float32, channels)
+	}
 	energy := make([]float64, channels)
 	samples := len(outputs) / (channels * area)
-	err := p.For(ctx, channels, func(c int) error {
-		var b float32
-		if bias != nil {
-			b = bias[c]
-		}
+	tasks := (channels + energyChannels - 1) / energyChannels
+	err := p.For(ctx, tasks, func(t int) error {
+		from, to := t*energyChannels, min((t+1)*energyChannels, channels)
 		for s := range samples {
-			for _, y := range outputs[(s*channels+c)*area:][:area] {
-				d := float64(y - b)
-				energy[c] += d * d
+			sample := outputs[s*channels*area:][:channels*area]
+			for c := from; c < to; c++ {
+				sum := energy[c]
+				for _, y := range sample[c*area:][:area] {
+					d := float64(y - bias[c])
+					sum += d * d
+				}
+				energy[c] = sum
 			}
 		}
 		return nil

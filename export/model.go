@@ -266,6 +266,15 @@ func (m *Model) Size() int64 { return m.file.Size() }
 // Close releases the files.
 func (m *Model) Close() error { return m.file.Close() }
 
+// ReadRowFloat32 reads one row of a kept tensor of two dimensions, as
+// loader.Checkpoint.ReadRowFloat32 does.
+func (m *Model) ReadRowFloat32(name string, row int, dst []float32) error {
+	if _, ok := m.specs[name]; ok {
+		return bad(name, ErrUnsupported, "is compressed: read all of it")
+	}
+	return m.file.ReadRowFloat32(name, row, dst)
+}
+
 // ReadFloat32 reads a tensor's values, row-major, dequantized where it is
 // compressed, into dst, which must have as many elements.
 func (m *Model) ReadFloat32(name string, dst []float32) error {

@@ -2,13 +2,10 @@ package export
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/fettle-dev/fettle/internal/safetensors"
 	"github.com/fettle-dev/fettle/record"
@@ -189,30 +186,3 @@ func (o *output) finish(err error) ([]record.File, error) {
 	}
 	return nil, err
 }
-
-// ParseShardSize reads a shard size such as "5GB" (5·10⁹ bytes), "1.5 GiB"
-// (1.5·2³⁰ bytes) or "4096": KB, MB, GB and TB are powers of 1,000, KiB to TiB
-// of 1,024; case does not matter. The size must be a whole number of bytes, at
-// least one.
-func ParseShardSize(s string) (int64, error) {
-	digits := strings.TrimLeft(s, "0123456789.")
-	number, unit := s[:len(s)-len(digits)], strings.ToLower(strings.TrimSpace(digits))
-	factor, known := map[string]int64{
-		"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
-		"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
-	}[unit]
-	if !known || len(number) > 30 {
-		return 0, errShardSize
-	}
-	value, ok := new(big.Rat).SetString(number)
-	if !ok {
-		return 0, errShardSize
-	}
-	value.Mul(value, new(big.Rat).SetInt64(factor))
-	if value.Sign() == 0 || !value.IsInt() || !value.Num().IsInt64() {
-		return 0, errShardSize
-	}
-	return value.Num().Int64(), nil
-}
-
-var errShardSize = errors.New("not a whole number of bytes; write it like 5GB, 500MB or 2GiB (KB, MB, GB, TB of 1,000; KiB, MiB, GiB, TiB of 1,024)")

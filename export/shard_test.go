@@ -434,28 +434,3 @@ func TestVerifyShards(t *testing.T) {
 		})
 	}
 }
-
-func TestParseShardSize(t *testing.T) {
-	for text, want := range map[string]int64{
-		"5GB": 5e9, "1KB": 1000, "1kib": 1024, "2 GiB": 2 << 30, "1.5MB": 1.5e6, "4096": 4096, "7B": 7, "1.1TB": 1.1e12, "1TiB": 1 << 40,
-	} {
-		if got, err := ParseShardSize(text); err != nil || got != want {
-			t.Errorf("%q: %d, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{"", "GB", "0", "0.0GB", "-1GB", "+1GB", "5 XB", "1.5", "0.0001KB", "1e9", "1.2.3MB", ".", "99999999TB", strings.Repeat("9", 40)} {
-		if got, err := ParseShardSize(text); err == nil {
-			t.Errorf("%q is %d", text, got)
-		}
-	}
-}
-
-func FuzzParseShardSize(f *testing.F) {
-	f.Add("5GB")
-	f.Add("1.5 MiB")
-	f.Fuzz(func(t *testing.T, text string) {
-		if n, err := ParseShardSize(text); (err == nil) != (n > 0) {
-			t.Errorf("%q: %d, %v", text, n, err)
-		}
-	})
-}

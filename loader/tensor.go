@@ -155,6 +155,24 @@ func (c *Checkpoint) ReadFloat32(name string, dst []float32) error {
 	return c.explain(name, t.readFloat32(dst))
 }
 
+// ReadRowFloat32 reads one row of a tensor of two dimensions, len(dst) elements,
+// as ReadFloat32 reads all of it.
+func (c *Checkpoint) ReadRowFloat32(name string, row int, dst []float32) error {
+	t, err := c.find(name)
+	if err != nil {
+		return err
+	}
+	if len(t.Shape) != 2 || row < 0 || row >= t.Shape[0] || len(dst) != t.Shape[1] {
+		return fmt.Errorf("tensor %q of shape %v has no row %d of %d elements", name, t.Shape, row, len(dst))
+	}
+	if t.DType == dtype.C64 {
+		return fmt.Errorf("tensor %q is complex: read its bytes", name)
+	}
+	t.offset += int64(row) * int64(t.strides[0])
+	t.Shape, t.strides = []int{t.Shape[1]}, t.strides[1:]
+	return c.explain(name, t.readFloat32(dst))
+}
+
 // ReadBytes reads a tensor in its stored type as contiguous row-major
 // little-endian elements. len(dst) must be the tensor's Bytes. Errors are those
 // of ReadFloat32.

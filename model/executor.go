@@ -10,6 +10,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/loader"
 )
 
@@ -55,7 +56,8 @@ type Executor struct {
 	invalid error // what Check said
 	pool    *pool.Pool
 	weights Weights
-	rows    Rows // nil: tables are read whole
+	rows    Rows           // nil: tables are read whole
+	space   *scratch.Space // nil: values come from the heap
 	lastUse []int
 	scratch sync.Pool // of *[]float32: attention's tiles, one for each busy worker
 }
@@ -73,6 +75,12 @@ func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
 	return e
 }
 
+// AllocateWith makes the numbers of values come from a space. Run and Forward
+// free there what no later operation reads; what they and Step return is the
+// caller's to free. Call it before the first step. Without it values are left to
+// the collector.
+func (e *Executor) AllocateWith(s *scratch.Space) { e.space = s }
+
 // Step computes operation op for a batch, given the values that it reads in
 // the order of Op.Inputs. It writes neither to its inputs nor to memory that
 // they share.
@@ -89,7 +97,10 @@ func (e *Executor) Step(ctx context.Context, op int, in []*Tensor) (*Tensor, err
 		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
 	}
 	shape := e.graph.Values[o.Output].Shape
-	y := &Tensor{Shape: append([]int{n}, shape...), Data: make([]float32, n*size(shape)), Lengths: in[0].Lengths}
+	y := &Tensor{Shape: append([]int{n}, shape...), Lengths: in[0].Lengths}
+	if y.Data, err = e.space.Floats(n * size(shape)); err != nil {
+		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
+	}
 	if n == 0 {
 		return y, ctx.Err()
 	}
@@ -141,20 +152,23 @@ func (e *Executor) Forward(ctx context.Context, x *Tensor) (*Tensor, error) {
 	if e.invalid != nil {
 		return nil, e.invalid
 	}
-	values, err := e.forward(ctx, x, len(e.graph.Ops))
-	if err != nil {
+	values := make([]*Tensor, len(e.graph.Values))
+	values[e.graph.Input] = x
+	if err := e.Run(ctx, Segment{0, len(e.graph.Ops)}, values); err != nil {
 		return nil, err
 	}
 	return values[e.graph.Output], nil
 }
 
-// forward runs the first ops operations and returns the values that later ones
-// read.
-func (e *Executor) forward(ctx context.Context, x *Tensor, ops int) ([]*Tensor, error) {
-	values := make([]*Tensor, len(e.graph.Values))
-	values[e.graph.Input] = x
+// Run computes a segment for a batch. values, by the graph's values, must hold
+// what the segment reads; afterwards it holds what later operations read, and
+// nil in place of each value whose last reader has run.
+func (e *Executor) Run(ctx context.Context, s Segment, values []*Tensor) error {
+	if e.invalid != nil {
+		return e.invalid
+	}
 	var in []*Tensor
-	for i := range ops {
+	for i := s.From; i < s.To; i++ {
 		o := &e.graph.Ops[i]
 		in = in[:0]
 		for _, v := range o.Inputs {
@@ -162,16 +176,17 @@ func (e *Executor) forward(ctx context.Context, x *Tensor, ops int) ([]*Tensor, 
 		}
 		y, err := e.Step(ctx, i, in)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		values[o.Output] = y
 		for _, v := range o.Inputs {
-			if e.lastUse[v] == i {
+			if e.lastUse[v] == i && values[v] != nil {
+				e.space.Free(values[v].Data)
 				values[v] = nil
 			}
 		}
 	}
-	return values, nil
+	return nil
 }
 
 // Logits computes the graph's output for n samples, batch by batch. load

@@ -258,6 +258,30 @@ func (g *Graph) LastUse() []int {
 	return last
 }
 
+// Segment is a run of operations, From … To−1.
+type Segment struct{ From, To int }
+
+// Segments cuts the graph where its blocks begin and end, so that a caller who
+// runs all batches through one segment before the next needs the weights of one
+// block at a time. The last operation of a language model, its head, is in none:
+// see Head.
+func (g *Graph) Segments() []Segment {
+	end := len(g.Ops)
+	if end > 0 && g.Ops[end-1].Kind == Linear && g.Ops[0].Kind == Embed {
+		end--
+	}
+	var segments []Segment
+	for from := 0; from < end; {
+		to := from + 1
+		for to < end && g.Ops[to].Block == g.Ops[from].Block {
+			to++
+		}
+		segments = append(segments, Segment{from, to})
+		from = to
+	}
+	return segments
+}
+
 // Tensors returns the names of all tensors that the graph reads, in the order
 // of the operations, each once.
 func (g *Graph) Tensors() []string {

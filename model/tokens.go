@@ -202,22 +202,6 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 	})
 }
 
-// Hidden computes all of the graph but its head, the last operation, which must
-// be Linear: tokens × Head.Inputs numbers. Where a vocabulary is large, the
-// logits of all tokens need many times the memory of the rest; a Head gives
-// them some rows at a time.
-func (e *Executor) Hidden(ctx context.Context, x *Tensor) (*Tensor, error) {
-	o, err := e.headOp()
-	if err != nil {
-		return nil, err
-	}
-	values, err := e.forward(ctx, x, len(e.graph.Ops)-1)
-	if err != nil {
-		return nil, err
-	}
-	return values[o.Inputs[0]], nil
-}
-
 func (e *Executor) headOp() (*Op, error) {
 	if e.invalid != nil {
 		return nil, e.invalid
@@ -232,7 +216,9 @@ func (e *Executor) headOp() (*Op, error) {
 	return o, nil
 }
 
-// Head is the graph's last operation with its weights at hand. It is safe for
+// Head is the graph's last operation, which must be Linear, with its weights at
+// hand: where a vocabulary is large, the logits of all tokens need many times the
+// memory of the rest, and a Head gives them some rows at a time. It is safe for
 // concurrent use.
 type Head struct {
 	Inputs  int // numbers of a row of hidden states

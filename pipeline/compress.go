@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"time"
 
@@ -140,7 +141,7 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 	seconds := make([]float64, len(s.layers))
 	var missing []int
 	for i, l := range s.layers {
-		sol, ok := load(c.store, s.keys[i], layer.DecodeSolution)
+		sol, ok := load(c.kept, s.keys[i], layer.DecodeSolution)
 		if ok && sol.Rows == l.Spec.Rows && sol.Cols == l.Spec.Cols {
 			solutions[i] = sol
 			c.store.reused++
@@ -154,9 +155,15 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 			return err
 		}
 		c.clock.enter(StageSolve)
+		factors := quantize.NewFactors(moments)
+		for _, i := range missing {
+			if err := factors.Prepare(ctx, c.pool, s.layers[i].Options); err != nil {
+				return fmt.Errorf("layer %s: %w", s.layers[i].Name, err)
+			}
+		}
 		err = c.pool.For(ctx, len(missing), func(n int) (err error) {
 			i, began := missing[n], time.Now()
-			solutions[i], err = c.solve(ctx, s.layers[i], moments)
+			solutions[i], err = c.solve(ctx, s.layers[i], factors, moments)
 			seconds[i] = time.Since(began).Seconds()
 			return err
 		})
@@ -165,14 +172,15 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 		}
 	}
 	c.clock.enter(StageUnits)
+	runtime.GC() // moments and factors are large: the next stop's take their place
 	for _, i := range missing {
 		c.store.computed++
-		if err := save(c.store, s.keys[i], solutions[i], layer.EncodeSolution); err != nil {
+		if err := save(c.kept, s.keys[i], solutions[i], layer.EncodeSolution); err != nil {
 			return err
 		}
 	}
 	for i, l := range s.layers {
-		if err := c.accept(l, solutions[i], !slices.Contains(missing, i), seconds[i]); err != nil {
+		if err := c.accept(l, s.keys[i], solutions[i], !slices.Contains(missing, i), seconds[i]); err != nil {
 			return err
 		}
 	}
@@ -203,9 +211,16 @@ func (c *compression) setKeys(s *stop) (err error) {
 
 // moments finds a stop's moments on disk, or brings both streams up to the
 // stop and takes them. It returns nil when no data is used.
+//
+// Moments that depend on layers compressed before are not kept: they serve no
+// other recipe, and a run that is killed and resumed has to bring the streams to
+// the stop again anyway. Those of a large model are tens of gigabytes.
 func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, error) {
 	if c.calibration == nil {
 		return nil, nil
+	}
+	if c.upstream != "" {
+		return c.takeMoments(ctx, s)
 	}
 	c.clock.enter(StageUnits)
 	m, _, err := unit(c.store, s.key, layer.DecodeMoments, layer.EncodeMoments, func() (*layer.Moments, error) {
@@ -293,12 +308,7 @@ func (c *compression) startStreams(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.streams = &streams{
-		original:   newStream(c.graph, c.pool, c.weights.original, input),
-		compressed: newStream(c.graph, c.pool, c.weights.compressed, input),
-		enter:      c.clock.enter,
-		same:       map[int]bool{},
-	}
+	c.streams = newStreams(c.graph, c.pool, c.weights, input, c.space, c.clock.enter)
 	return ctx.Err()
 }
 
@@ -311,7 +321,7 @@ func elements(shape []int) int {
 }
 
 // solve hands one layer to its method.
-func (c *compression) solve(ctx context.Context, l *PlanLayer, m *layer.Moments) (*layer.Solution, error) {
+func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize.Factors, m *layer.Moments) (*layer.Solution, error) {
 	op := &c.graph.Ops[l.op]
 	w, err := c.weights.original(l.Weight)
 	if err != nil {
@@ -324,7 +334,7 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, m *layer.Moments)
 	if op.Transposed {
 		w = transposed(w, l.Spec.Cols, l.Spec.Rows)
 	}
-	s, err := quantize.Solve(ctx, c.pool, &layer.Problem{
+	s, err := factors.Solve(ctx, c.pool, &layer.Problem{
 		Layer: l.Weight, Kind: kind, Shape: l.Shape, Groups: op.Groups(),
 		Weight:    blas32.General{Rows: l.Spec.Rows, Cols: l.Spec.Cols, Stride: l.Spec.Cols, Data: w},
 		ScaleType: l.Spec.ScaleType,
@@ -349,7 +359,7 @@ func transposed(m []float32, rows, cols int) []float32 {
 }
 
 // accept puts a solution into the compressed model and into the record.
-func (c *compression) accept(l *PlanLayer, s *layer.Solution, cached bool, seconds float64) error {
+func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached bool, seconds float64) error {
 	fallbacks := append(l.Fallbacks[:len(l.Fallbacks):len(l.Fallbacks)], s.Fallbacks...)
 	for _, f := range fallbacks {
 		if c.recipe.OnFallback == "fail" {
@@ -359,7 +369,7 @@ func (c *compression) accept(l *PlanLayer, s *layer.Solution, cached bool, secon
 			c.clock.emit(Event{Warning: fmt.Sprintf("layer %s: %s instead of %s: %s", l.Name, f.Got, f.Asked, f.Reason)})
 		}
 	}
-	c.weights.solutions[l.Weight] = s
+	c.weights.keys[l.Weight] = key
 	if s.Bias != nil {
 		if err := c.correctBias(l, s.Bias); err != nil {
 			return err
@@ -424,7 +434,7 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 		kind = layer.Conv2D
 	}
 	entry := record.Layer{
-		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(),
+		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(), Fusion: l.Fusion,
 		Method: s.Method, Bits: s.Grid.Bits, Granularity: string(s.Grid.Granularity), GroupSize: s.Grid.GroupSize,
 		Symmetric: s.Grid.Symmetric, Aligned: l.Options.Align, Damping: s.Errors.Damping,
 		SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),

@@ -53,7 +53,10 @@ func (s imageSamples) record(role string, d *Data) record.Data {
 }
 
 // textSamples are sequences of a language model's token ids.
-type textSamples struct{ *dataset.Sequences }
+type textSamples struct {
+	*dataset.Sequences
+	length, stride int // of windows over long documents; stride 0 for none
+}
 
 func (s textSamples) count() int     { return s.N }
 func (s textSamples) sha256() string { return s.SHA256() }
@@ -120,7 +123,11 @@ func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (sampl
 		if err != nil {
 			return nil, err
 		}
-		return textSamples{sequences}, nil
+		samples := textSamples{Sequences: sequences}
+		if d.Text.Stride > 0 {
+			samples.length, samples.stride = textLength(d, g), d.Text.Stride
+		}
+		return samples, nil
 	}
 	images, err := OpenImages(ctx, d, g, r.Model.Input)
 	if err != nil {
@@ -168,8 +175,9 @@ func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset
 		MinChars: t.MinChars, Strip: t.Strip, Samples: d.Samples, Seed: d.Seed, Mode: t.Mode, Length: t.Length,
 		SkipLong: t.SkipLong, BOS: t.BOS, EOS: t.EOS, Vocabulary: g.Ops[0].Embedding.Rows,
 	}
-	if o.Length == 0 {
-		o.Length = g.Context
+	o.Length = textLength(d, g)
+	if t.Stride > 0 {
+		o.Length = 0 // windows go over whole documents
 	}
 	if len(d.Subset) == 2 {
 		o.Subset = [2]int(d.Subset)
@@ -190,6 +198,15 @@ func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset
 	}
 	o.Decode = func(ids []uint32) (string, error) { return tok.Decode(ids, true) }
 	return dataset.OpenText(ctx, o, func(text string) ([]uint32, error) { return tok.Encode(text, special) })
+}
+
+// textLength returns the most tokens of a sequence: as asked for, or as many as
+// the model has positions for.
+func textLength(d *Data, g *model.Graph) int {
+	if d.Text.Length > 0 {
+		return d.Text.Length
+	}
+	return g.Context
 }
 
 func openTokenizer(r *Recipe, d *Data) (*tokenizer.Tokenizer, error) {

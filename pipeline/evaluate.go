@@ -17,19 +17,15 @@ import (
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/safetensors"
+	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/record"
 )
 
-// evaluationBatch is how many images, and evaluationTokens about how many
-// tokens, go through a model at once; headRows is how many tokens' logits exist
-// at once. Results do not depend on them.
-const (
-	evaluationBatch  = 64
-	evaluationTokens = 4096
-	headRows         = 256
-)
+// evaluationBatch is how many images go through a model at once. Results do not
+// depend on it.
+const evaluationBatch = 64
 
 // evaluate runs the original and what was written, read back from its files,
 // on the evaluation data.
@@ -47,12 +43,56 @@ func (r *run) evaluate(ctx context.Context, dir string) error {
 	case imageSamples:
 		return r.evaluateImages(ctx, data, written)
 	case textSamples:
-		done := func(n int) { r.clock.emit(Event{Done: n, Total: data.N}) }
-		language, err := compareLanguage(ctx, r.pool, r.graph, data, done, model.Stored(r.ckpt), Dequantized(written))
+		language, err := r.evaluateLanguage(ctx, data, written)
 		r.record.Evaluation = &record.Evaluation{Samples: data.N, Language: language}
 		return err
 	}
 	return nil
+}
+
+// evaluateLanguage measures the written language model beside the original: its
+// logits, or what is kept of them.
+func (r *run) evaluateLanguage(ctx context.Context, data textSamples, written *export.Model) (*record.LanguageEvaluation, error) {
+	l, err := newLanguageRun(r.pool, r.graph, data, r.space)
+	if err != nil {
+		return nil, err
+	}
+	models, done := 2, 0
+	l.done = func(share int) {
+		r.clock.emit(Event{Done: (1000*done + share) * data.N / (1000 * models), Total: data.N})
+		if share == 1000 {
+			done++
+		}
+	}
+	original, compressed := stored(r.ckpt), dequantized(written)
+	if r.recipe.Evaluate.Targets == 0 {
+		return l.measure(ctx, original, compressed)
+	}
+	k, err := key("targets", blas.Path, r.record.Source.SHA256, r.graph.Hash(), data.sha256(), data.length, data.stride, r.recipe.Evaluate.Targets)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(r.kept.path(k)); err == nil {
+		r.store.reused++
+		models = 1
+	} else {
+		r.store.computed++
+		err := save(r.kept, k, original, func(w io.Writer, s source) error { return l.writeTargets(ctx, w, r.recipe.Evaluate.Targets, s) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	return l.measureCached(ctx, r.kept.path(k), compressed)
+}
+
+// stored is a checkpoint as a model to run.
+func stored(c *loader.Checkpoint) source {
+	return source{weights: model.Stored(c), rows: c.ReadRowFloat32}
+}
+
+// dequantized is a written model as one to run.
+func dequantized(m *export.Model) source {
+	return source{weights: Dequantized(m), rows: m.ReadRowFloat32}
 }
 
 func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *export.Model) error {
@@ -96,109 +136,14 @@ func (r *run) logits(ctx context.Context, data imageSamples, sha string, w model
 // Logits runs a model on all samples: samples × classes. progress, if not nil,
 // hears how many samples have been read. Each parameter is read once.
 func Logits(ctx context.Context, p *pool.Pool, g *model.Graph, w model.Weights, data *dataset.Images, progress func(done int)) (blas32.General, error) {
-	e := model.NewExecutor(g, p, readOnce(w))
+	kept := &blockWeights{read: w, kept: map[string][]float32{}}
+	e := model.NewExecutor(g, p, kept.get)
 	return e.Logits(ctx, data.N, evaluationBatch, func(dst []float32, from, n int) error {
 		if progress != nil {
 			progress(from)
 		}
 		return data.Read(dst, from, n)
 	})
-}
-
-// readOnce keeps the parameters that it has read.
-func readOnce(w model.Weights) model.Weights {
-	kept := map[string][]float32{}
-	return func(name string) ([]float32, error) {
-		if v, ok := kept[name]; ok {
-			return v, nil
-		}
-		v, err := w(name)
-		if err == nil {
-			kept[name] = v
-		}
-		return v, err
-	}
-}
-
-// languageModel is a model as compareLanguage runs it.
-type languageModel struct {
-	exec   *model.Executor
-	head   *model.Head
-	hidden *model.Tensor // of the batch at hand
-	logits blas32.General
-}
-
-// compareLanguage measures one language model, or an original and a compressed
-// one beside it, on all sequences. done hears how many are finished.
-func compareLanguage(ctx context.Context, p *pool.Pool, g *model.Graph, data textSamples, done func(int), weights ...model.Weights) (*record.LanguageEvaluation, error) {
-	models := make([]languageModel, len(weights))
-	for i, w := range weights {
-		models[i].exec = model.NewExecutor(g, p, readOnce(w))
-		head, err := models[i].exec.Head()
-		if err != nil {
-			return nil, err
-		}
-		models[i].head = head
-		models[i].logits = blas32.General{Cols: head.Outputs, Stride: head.Outputs, Data: make([]float32, headRows*head.Outputs)}
-	}
-	l := evaluate.NewLanguage(models[0].head.Outputs)
-	l.Bytes, l.Pool = data.Bytes(), p
-	for from := 0; from < data.N; {
-		n, tokens := 0, 0
-		for from+n < data.N && (n == 0 || tokens+len(data.Tokens(from+n)) <= evaluationTokens) {
-			tokens += len(data.Tokens(from + n))
-			n++
-		}
-		if err := addSequences(ctx, l, models, data, from, n); err != nil {
-			return nil, err
-		}
-		from += n
-		done(from)
-	}
-	return l.Result()
-}
-
-// addSequences measures sequences from … from+n−1, a sequence a document.
-func addSequences(ctx context.Context, l *evaluate.Language, models []languageModel, data textSamples, from, n int) error {
-	x, err := data.batch(from, n)
-	if err != nil {
-		return err
-	}
-	for i := range models {
-		if models[i].hidden, err = models[i].exec.Hidden(ctx, x); err != nil {
-			return err
-		}
-	}
-	row := 0
-	for i := range n {
-		targets := evaluate.NextTokens(data.Tokens(from + i))
-		for len(targets) > 0 {
-			take := min(headRows, len(targets))
-			if err := addRows(ctx, l, models, row, targets[:take], from+i); err != nil {
-				return err
-			}
-			row += take
-			targets = targets[take:]
-		}
-	}
-	return nil
-}
-
-func addRows(ctx context.Context, l *evaluate.Language, models []languageModel, row int, targets []int, document int) error {
-	for i := range models {
-		m := &models[i]
-		width := m.head.Inputs
-		hidden := blas32.General{Rows: len(targets), Cols: width, Stride: width, Data: m.hidden.Data[row*width:]}
-		m.logits.Rows = len(targets)
-		if err := m.head.Logits(ctx, hidden, m.logits); err != nil {
-			return err
-		}
-	}
-	var compressed blas32.General
-	if len(models) > 1 {
-		compressed = models[1].logits
-	}
-	return l.Add(models[0].logits, compressed, targets, document)
 }
 
 // Dequantized gives an executor the weights of a written model.
@@ -248,7 +193,7 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 			return nil, err
 		}
 		defer ckpt.Close()
-		return measure(ctx, recipe, o, graph, model.Stored(ckpt))
+		return measure(ctx, recipe, o, graph, stored(ckpt))
 	}
 	defer written.Close()
 	config, err := written.SourceConfig()
@@ -259,7 +204,7 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 	if err != nil {
 		return nil, err
 	}
-	return measure(ctx, recipe, o, graph, Dequantized(written))
+	return measure(ctx, recipe, o, graph, dequantized(written))
 }
 
 // openWritten opens a folder that Run wrote; nil when path is something else.
@@ -270,21 +215,27 @@ func openWritten(ctx context.Context, path string) (*export.Model, error) {
 	return export.Open(ctx, path)
 }
 
-func measure(ctx context.Context, recipe *Recipe, o Options, g *model.Graph, w model.Weights) (*Measured, error) {
+func measure(ctx context.Context, recipe *Recipe, o Options, g *model.Graph, from source) (*Measured, error) {
 	data, err := openSamples(ctx, recipe, recipe.Evaluate, g)
 	if err != nil {
 		return nil, err
 	}
 	workers := pool.New(o.Workers)
 	if text, ok := data.(textSamples); ok {
-		l, err := compareLanguage(ctx, workers, g, text, func(int) {}, w)
+		space := scratch.New("", activationLimit(o.Memory))
+		defer space.Close()
+		run, err := newLanguageRun(workers, g, text, space)
+		if err != nil {
+			return nil, err
+		}
+		l, err := run.measure(ctx, from)
 		if err != nil {
 			return nil, err
 		}
 		return &Measured{Samples: text.N, Language: &l.Original, Predicted: l.Tokens}, nil
 	}
 	images := data.(imageSamples).Images
-	logits, err := Logits(ctx, workers, g, w, images, nil)
+	logits, err := Logits(ctx, workers, g, from.weights, images, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,7 @@ type Plan struct {
 	Kept         []loader.Tensor
 	SourceBytes  int64
 	WeightBytes  int64    // of the compressed weight files, exactly; an index of shards is not counted
+	Memory       Memory   // Activations are known once the data are open
 	Notes        []string // what a user should know of layers that stay as they are
 }
 
@@ -32,6 +33,7 @@ type PlanLayer struct {
 	Name    string // the layer's name, which rules match
 	Weight  string // its weight tensor's name
 	Shape   []int
+	Fusion  string // layers of the same one must have one format, see model.Op
 	Options quantize.Options
 	Spec    export.Spec
 	// Fallbacks are what the layer's shape alone rules out.
@@ -145,8 +147,31 @@ func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, er
 		}
 	}
 	size, err := export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
-	p.WeightBytes = size
+	p.WeightBytes, p.Memory = size, p.fixedMemory(graph)
+	p.noteFusions()
 	return p, err
+}
+
+// noteFusions notes the first pair of layers that runtimes join into one and
+// that get different formats.
+func (p *Plan) noteFusions() {
+	first := map[string]*PlanLayer{}
+	for i := range p.Layers {
+		l := &p.Layers[i]
+		if l.Fusion == "" {
+			continue
+		}
+		other, ok := first[l.Fusion]
+		if !ok {
+			first[l.Fusion] = l
+			continue
+		}
+		a, b := other.Spec, l.Spec
+		if a.Bits != b.Bits || a.Granularity != b.Granularity || a.GroupSize != b.GroupSize || a.Symmetric != b.Symmetric {
+			p.Notes = append(p.Notes, fmt.Sprintf("layers %s and %s get different formats, and runtimes join them into one: give them the same bits and granularity", other.Name, l.Name))
+			return
+		}
+	}
 }
 
 // specs returns how each compressed weight will be stored, by name.
@@ -190,7 +215,7 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps[0].quantize.scale_type", at), Reason: err.Error()}
 	}
 	return &PlanLayer{
-		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Options: options, Fallbacks: fallbacks, op: i,
+		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, Options: options, Fallbacks: fallbacks, op: i,
 		Spec: export.Spec{
 			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols, Transposed: op.Transposed,
 			Bits: options.Bits, Granularity: options.Granularity, GroupSize: options.GroupSize,

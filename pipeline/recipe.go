@@ -12,7 +12,7 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/fettle-dev/fettle/export"
+	"github.com/fettle-dev/fettle/internal/bytesize"
 	"github.com/fettle-dev/fettle/quantize"
 )
 
@@ -59,6 +59,11 @@ type Data struct {
 	Samples int    `yaml:"samples"`
 	Seed    *int64 `yaml:"seed"` // draws Samples of the subset at random; default: the first ones
 	Text    Text   `yaml:"text"`
+
+	// Targets, of a language model's evaluation, keeps that many of the original
+	// model's most likely tokens at each place in the cache, so that it need not
+	// run again; KL is then known between two bounds. 0 runs it each time.
+	Targets int `yaml:"targets"`
 }
 
 // Text says how documents become sequences of token ids. Its fields are those
@@ -72,6 +77,7 @@ type Text struct {
 	Mode      string  `yaml:"mode"` // documents (default) or packed
 	Length    int     `yaml:"length"`
 	SkipLong  bool    `yaml:"skip_long"` // leave documents out that are longer, in place of cutting them
+	Stride    int     `yaml:"stride"`    // evaluate: cover long documents by windows of Length tokens, one every Stride
 	BOS       *uint32 `yaml:"bos"`
 	EOS       *uint32 `yaml:"eos"`
 	// Special lets the tokenizer put its special tokens around each document;
@@ -234,8 +240,8 @@ func (r *Recipe) check() (where, reason string) {
 	}
 	if text := r.Output.ShardSize; text != "" {
 		var err error
-		if r.Output.shardSize, err = export.ParseShardSize(text); err != nil {
-			return "output.shard_size", fmt.Sprintf("%q is %s", text, err)
+		if r.Output.shardSize, err = bytesize.Parse(text); err != nil {
+			return "output.shard_size", err.Error()
 		}
 	}
 	if len(r.Model.Input.Mean) != len(r.Model.Input.Std) {
@@ -248,6 +254,9 @@ func (r *Recipe) check() (where, reason string) {
 		if where, reason := d.check(); reason != "" {
 			return strings.TrimSuffix(name+"."+where, "."), reason
 		}
+	}
+	if c := r.Calibration; c != nil && (c.Text.Stride != 0 || c.Targets != 0) {
+		return "calibration", "has text.stride or targets, which are for evaluate alone"
 	}
 	if len(r.Rules) == 0 {
 		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {method: adaround, bits: 4}}]}`
@@ -274,6 +283,12 @@ func (d *Data) check() (where, reason string) {
 	}
 	if reason := oneOf(&d.Text.Mode, "documents", "packed"); reason != "" {
 		return "text.mode", reason
+	}
+	if d.Text.Stride < 0 || (d.Text.Stride > 0 && (d.Text.Mode != "documents" || d.Text.SkipLong || (d.Text.Length > 0 && d.Text.Stride > d.Text.Length))) {
+		return "text.stride", "must be positive, at most text.length, and goes with mode documents without skip_long"
+	}
+	if d.Targets < 0 || d.Targets > 1<<16 {
+		return "targets", "must be 0, or how many of the most likely tokens to keep, up to 65536"
 	}
 	if d.Samples < 0 {
 		return "samples", "is negative; give a count, or leave it out for all"

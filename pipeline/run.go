@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -14,7 +16,7 @@ import (
 	"github.com/fettle-dev/fettle/internal/atomicfile"
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/pool"
-	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/record"
@@ -24,6 +26,7 @@ import (
 // bytes of what is written.
 type Options struct {
 	Workers int          // 0 means one for each processor
+	Memory  int64        // ceiling in bytes, see Plan.Memory; 0 means none
 	Cache   string       // folder that units are kept in; "" keeps none
 	Version string       // of the program, for the record
 	Events  func(Event)  // progress; may be nil
@@ -61,12 +64,18 @@ func (e *NonFiniteError) Error() string {
 	return fmt.Sprintf("tensor %s holds %v at index %d; such a model cannot be compressed", e.Tensor, e.Value, e.Index)
 }
 
+// workName is the folder within the output's temporary one that units are kept
+// in when there is no cache.
+const workName = ".work"
+
 // run is one run under way.
 type run struct {
 	recipe  *Recipe
 	options Options
 	pool    *pool.Pool
-	store   *store
+	store   *store // the cache
+	kept    *store // of what this run itself reads again: the cache, or a folder of the run's own
+	space   *scratch.Space
 	clock   clock
 	record  *record.Run
 
@@ -106,6 +115,7 @@ func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
 		}
 	}()
 	defer r.ckpt.Close()
+	defer r.space.Close()
 	if err := r.compress(ctx); err != nil {
 		return nil, err
 	}
@@ -114,6 +124,9 @@ func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
 	}
 	if err := r.evaluate(ctx, folder.Temp); err != nil {
 		return nil, err
+	}
+	if err := os.RemoveAll(filepath.Join(folder.Temp, workName)); err != nil {
+		return nil, &OutputError{Path: recipe.Output.Path, Err: err}
 	}
 	if err := r.finish(ctx, folder); err != nil {
 		return nil, err
@@ -142,6 +155,9 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	if err := r.openData(ctx); err != nil {
 		return nil, err
 	}
+	if err := r.plan.checkMemory(r.options.Memory); err != nil {
+		return nil, err
+	}
 	if folder, err = atomicfile.NewFolder(r.recipe.Output.Path); err != nil {
 		return nil, &OutputError{Path: r.recipe.Output.Path, Err: err}
 	}
@@ -153,7 +169,12 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	if err := model.CheckCopies(ctx, r.graph, model.Stored(r.ckpt)); err != nil {
 		return nil, fmt.Errorf("%s: %w", r.recipe.Model.Path, err)
 	}
-	r.weights = &weights{ckpt: r.ckpt, solutions: map[string]*layer.Solution{}, replaced: map[string][]float32{}}
+	r.kept = r.store
+	if r.store.dir == "" {
+		r.kept = &store{dir: filepath.Join(folder.Temp, workName)}
+	}
+	r.space = scratch.New("", activationLimit(r.options.Memory-r.plan.Memory.Fixed))
+	r.weights = &weights{ckpt: r.ckpt, store: r.kept, keys: map[string]string{}, replaced: map[string][]float32{}}
 	return folder, r.startRecord(ctx)
 }
 
@@ -197,7 +218,7 @@ func (r *run) startRecord(ctx context.Context) error {
 func (r *run) exportInput() export.Input {
 	return export.Input{
 		Checkpoint: r.ckpt, Specs: r.plan.specs(), Replaced: r.weights.replaced,
-		Solution:  func(name string) (*layer.Solution, error) { return r.weights.solutions[name], nil },
+		Solution:  r.weights.solution,
 		ShardSize: r.recipe.Output.shardSize,
 		Config:    sourceConfig(r.recipe.Model.Path), Architecture: r.graph.Architecture, Tool: "fettle",
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -78,6 +79,9 @@ func save[T any](s *store, key string, v T, encode func(io.Writer, T) error) err
 	return nil
 }
 
+// errLostUnit says that a unit that was there is there no more.
+var errLostUnit = errors.New("a finished layer that was kept there is gone or damaged; run again to compute it again")
+
 // CacheError says that a unit could not be kept.
 type CacheError struct {
 	Dir string
@@ -85,6 +89,9 @@ type CacheError struct {
 }
 
 func (e *CacheError) Error() string {
+	if errors.Is(e.Err, errLostUnit) {
+		return fmt.Sprintf("cache folder %s: %s", e.Dir, e.Err)
+	}
 	return fmt.Sprintf("cache folder %s: %s; free some space, name another with --cache, or use --no-cache", e.Dir, errText(e.Err))
 }
 

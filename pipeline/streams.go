@@ -5,6 +5,8 @@ import (
 	"math"
 
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/scratch"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
@@ -19,6 +21,8 @@ type stream struct {
 	values  []*model.Tensor
 	ran     []bool // by operation
 	readers []int  // by value: operations that have yet to read it
+	hold    func(*model.Tensor)
+	drop    func(*model.Tensor)
 }
 
 func newStream(g *model.Graph, p *pool.Pool, w model.Weights, input *model.Tensor) *stream {
@@ -58,9 +62,12 @@ func (s *stream) finish(i int, out *model.Tensor) {
 	op := &s.graph.Ops[i]
 	s.ran[i] = true
 	s.values[op.Output] = out
+	s.hold(out)
 	for _, v := range op.Inputs {
 		if s.readers[v]--; s.readers[v] == 0 {
+			dropped := s.values[v]
 			s.values[v] = nil
+			s.drop(dropped)
 		}
 	}
 }
@@ -69,24 +76,50 @@ func (s *stream) finish(i int, out *model.Tensor) {
 // that is the same in both is one tensor.
 type streams struct {
 	original, compressed *stream
+	space                *scratch.Space
+	held                 map[*model.Tensor]int // by how many of the two streams
 	enter                func(Stage)
 	// same says of an operation that only the original stream has run whether
 	// its inputs were the same in both.
 	same map[int]bool
 }
 
-// catchUp runs all operations before operation end, in both streams. changed
-// says which operations compute with compressed weights.
+func newStreams(g *model.Graph, p *pool.Pool, w *weights, input *model.Tensor, space *scratch.Space, enter func(Stage)) *streams {
+	s := &streams{
+		original: newStream(g, p, w.original, input), compressed: newStream(g, p, w.compressed, input),
+		space: space, held: map[*model.Tensor]int{input: 2}, enter: enter, same: map[int]bool{},
+	}
+	for _, one := range []*stream{s.original, s.compressed} {
+		one.exec.AllocateWith(space)
+		one.exec.ReadRows(w.ckpt.ReadRowFloat32)
+		one.hold, one.drop = func(t *model.Tensor) { s.held[t]++ }, s.drop
+	}
+	return s
+}
+
+// drop frees a value that one stream is done with, unless the other one has yet
+// to read it.
+func (s *streams) drop(t *model.Tensor) {
+	if s.held[t]--; s.held[t] == 0 {
+		delete(s.held, t)
+		s.space.Free(t.Data)
+	}
+}
+
+// catchUp runs all operations before operation end, in the original stream and
+// then in the compressed one. changed says which operations compute with
+// compressed weights.
 func (s *streams) catchUp(ctx context.Context, end int, changed []bool) error {
 	for i := range end {
-		if s.compressed.ran[i] {
-			continue
-		}
 		if err := s.stepOriginal(ctx, i); err != nil {
 			return err
 		}
-		if s.same[i] && !changed[i] {
+		if !s.compressed.ran[i] && s.same[i] && !changed[i] {
 			s.compressed.finish(i, s.original.values[s.original.graph.Ops[i].Output])
+		}
+	}
+	for i := range end {
+		if s.compressed.ran[i] {
 			continue
 		}
 		s.enter(StageCompressed)
@@ -116,9 +149,10 @@ func (s *streams) sameValue(v int) bool { return s.original.values[v] == s.compr
 // weights gives the compressed stream its parameters: rebuilt weights and
 // corrected biases where there are some, the original's elsewhere.
 type weights struct {
-	ckpt      *loader.Checkpoint
-	solutions map[string]*layer.Solution
-	replaced  map[string][]float32
+	ckpt     *loader.Checkpoint
+	store    *store
+	keys     map[string]string // of the solutions, by weight
+	replaced map[string][]float32
 }
 
 func (w *weights) original(name string) ([]float32, error) {
@@ -133,8 +167,21 @@ func (w *weights) original(name string) ([]float32, error) {
 	return data, finite(name, data)
 }
 
+// solution reads the solution of a weight, which must have one.
+func (w *weights) solution(name string) (*layer.Solution, error) {
+	s, ok := load(w.store, w.keys[name], layer.DecodeSolution)
+	if !ok {
+		return nil, &CacheError{Dir: w.store.dir, Err: errLostUnit}
+	}
+	return s, nil
+}
+
 func (w *weights) compressed(name string) ([]float32, error) {
-	if s, ok := w.solutions[name]; ok {
+	if _, ok := w.keys[name]; ok {
+		s, err := w.solution(name)
+		if err != nil {
+			return nil, err
+		}
 		data := make([]float32, s.Rows*s.Cols)
 		s.Weight(data)
 		return data, nil
@@ -147,6 +194,9 @@ func (w *weights) compressed(name string) ([]float32, error) {
 
 // finite refuses a tensor that holds a NaN or an infinity.
 func finite(name string, data []float32) error {
+	if sum := vec.Sum(data); sum-sum == 0 { // no sum of finite float32 overflows float64
+		return nil
+	}
 	for i, v := range data {
 		if f := float64(v); math.IsNaN(f) || math.IsInf(f, 0) {
 			return &NonFiniteError{Tensor: name, Index: i, Value: f}

@@ -98,6 +98,7 @@ type Layer struct {
 	Kind       string `json:"kind"`
 	Shape      []int  `json:"shape"`
 	Parameters int64  `json:"parameters"`
+	Fusion     string `json:"fusion,omitempty"` // layers of the same one must have one format
 
 	Method      string  `json:"method"`
 	Bits        int     `json:"bits"`

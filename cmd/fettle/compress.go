@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/fettle-dev/fettle/internal/atomicfile"
+	"github.com/fettle-dev/fettle/internal/bytesize"
 	"github.com/fettle-dev/fettle/pipeline"
 	"github.com/fettle-dev/fettle/record"
 	"github.com/fettle-dev/fettle/report"
@@ -39,6 +40,7 @@ The folder appears when everything in it is written and has been read back.
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`FOLDER` to write; must not exist yet"},
 			&cli.StringSliceFlag{Name: "dense", Usage: "also write the dequantized model, as safetensors or pt (`FORMAT`)"},
 			&cli.IntFlag{Name: "workers", DefaultText: "one for each processor", Usage: "goroutines that compute"},
+			&cli.StringFlag{Name: "memory", Usage: "ceiling on memory, such as `8GB`: activations over it lie in a file, and a run that needs more is refused", DefaultText: "none; activations over half of the machine's memory lie in a file"},
 			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` in which finished work is kept and found again", EnvVars: []string{"FETTLE_CACHE"}, DefaultText: "the user's cache folder"},
 			&cli.BoolFlag{Name: "no-cache", DisableDefaultText: true, Usage: "keep nothing and reuse nothing"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, DisableDefaultText: true, Usage: "no progress, no summary; only errors"},
@@ -61,9 +63,13 @@ The folder appears when everything in it is written and has been read back.
 			if err != nil {
 				return err
 			}
+			memory, err := memoryCeiling(c)
+			if err != nil {
+				return err
+			}
 			progress := newProgress(c.App.ErrWriter, c.Bool("quiet"))
 			run, err := pipeline.Run(c.Context, recipe, pipeline.Options{
-				Workers: c.Int("workers"), Cache: cache, Version: versionString(),
+				Workers: c.Int("workers"), Memory: memory, Cache: cache, Version: versionString(),
 				Events: progress.event,
 				Finish: writeReport,
 			})
@@ -77,6 +83,19 @@ The folder appears when everything in it is written and has been read back.
 			return printSummary(c.App.Writer, run, recipe.Output.Path)
 		},
 	}
+}
+
+// memoryCeiling returns --memory in bytes, 0 for none.
+func memoryCeiling(c *cli.Context) (int64, error) {
+	text := c.String("memory")
+	if text == "" {
+		return 0, nil
+	}
+	n, err := bytesize.Parse(text)
+	if err != nil {
+		return 0, usagef("--memory: %w", err)
+	}
+	return n, nil
 }
 
 // readRecipe reads the recipe that a command names and puts what the command

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/fettle-dev/fettle/gate"
+	"github.com/fettle-dev/fettle/internal/bytesize"
 )
 
 func gateCommand() *cli.Command {
@@ -63,7 +64,7 @@ missing or its files are not what its record says.
 func budgetsOf(c *cli.Context) (gate.Budgets, error) {
 	var b gate.Budgets
 	if s := c.String("max-size"); s != "" {
-		n, err := gate.ParseSize(s)
+		n, err := bytesize.Parse(s)
 		if err != nil {
 			return b, usagef("--max-size: %w", err)
 		}

@@ -63,4 +63,8 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 	fmt.Fprintf(c.App.Writer, "\n%s: %d layers compressed, %d tensors kept (%s)\n", plan.Architecture, len(plan.Layers), len(plan.Kept), bytesText(kept))
 	fmt.Fprintf(c.App.Writer, "size %s → %d bytes of weights exactly (%.1f %% of the source, %.2f bits per compressed weight)\n",
 		bytesText(plan.SourceBytes), plan.WeightBytes, 100*float64(plan.WeightBytes)/float64(plan.SourceBytes), plan.AverageBits())
+	for _, note := range plan.Notes {
+		fmt.Fprintf(c.App.Writer, "note: %s\n", note)
+	}
+	fmt.Fprintf(c.App.Writer, "memory: at most %s beside activations, for layer %s\n", bytesText(plan.Memory.Fixed), plan.Memory.At)
 }

@@ -99,7 +99,9 @@ func (p *peer) result(what, folder string) ([]float32, error) {
 	return readFloats(path)
 }
 
+// stop ends the peer. What it says then is of no use: every answer has been
+// read, or a fault reported.
 func (p *peer) stop() {
-	p.in.Close()
-	p.command.Wait()
+	_ = p.in.Close()
+	_ = p.command.Wait()
 }

@@ -14,15 +14,14 @@ func heading(s subject, cells []*cell) {
 	e := run.Evaluation.Language
 	fmt.Printf("### %s\n\n%d parameters, %d bytes. Original: %.4f nats per token, %d tokens of %d documents.\n",
 		s.folder, run.Source.Parameters, run.Source.Bytes, e.Original.Loss, e.Tokens, e.Documents)
+	if draws := len(cells[0].runs); draws > 1 {
+		fmt.Printf("Calibration: %d documents, drawn with seeds 1 to %d; ± is the standard error over these draws.\n\n", calibrationDocuments, draws)
+		return
+	}
 	for _, d := range run.Data {
 		if d.Role == "calibration" {
-			fmt.Printf("Calibration: %d tokens of %d documents", d.Tokens, d.Samples)
+			fmt.Printf("Calibration: %d tokens of the first %d documents; ± is half the 95 %% paired interval over documents.\n\n", d.Tokens, d.Samples)
 		}
-	}
-	if draws := len(cells[0].runs); draws > 1 {
-		fmt.Printf(", drawn %d times; ± is the standard error over the draws.\n\n", draws)
-	} else {
-		fmt.Print("; ± is half the 95 % paired interval over documents.\n\n")
 	}
 }
 

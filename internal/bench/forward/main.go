@@ -2,7 +2,7 @@
 // written by hand in forward.py, where python3 or /usr/bin/python3 has torch:
 // with the same random weights, alternating, by the median of paired ratios.
 //
-//	go run ./internal/bench/forward [-shape 1.1B] [-threads 2] [-pairs 7]
+//	go run ./internal/bench/forward [-shape 1.1B] [-threads 2] [-pairs 7] [-plain]
 //
 // A ratio above 1 says that fettle is faster. The rate of fettle's product of
 // 2048³, measured between the pairs, stands for what the processor can do.
@@ -44,16 +44,17 @@ func main() {
 	match := flag.String("shape", "", "only shapes whose name holds this")
 	threads := flag.Int("threads", 0, "only this number of threads; default 1 and 2")
 	pairs := flag.Int("pairs", 7, "pairs of passes for each line")
+	plain := flag.Bool("plain", false, "leave PyTorch's way to wait and to allocate as it is by default, which is slower")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := bench(ctx, *match, *threads, *pairs); err != nil {
+	if err := bench(ctx, *match, *threads, *pairs, *plain); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, match string, threads, pairs int) error {
+func bench(ctx context.Context, match string, threads, pairs int, plain bool) error {
 	if pairs < 1 || threads < 0 {
 		return fmt.Errorf("%d pairs on %d threads: want 1 or more", pairs, threads)
 	}
@@ -61,13 +62,14 @@ func bench(ctx context.Context, match string, threads, pairs int) error {
 	if threads > 0 {
 		counts = []int{threads}
 	}
-	python, version := findPython(ctx)
-	if python == "" {
-		version = "no python3 with torch and numpy was found, so fettle runs alone"
-	} else {
-		version = fmt.Sprintf("PyTorch %s of %s", version, python)
+	p, other := findPython(ctx), "no python3 with torch and numpy was found, so fettle runs alone"
+	if p.path != "" {
+		if plain {
+			p.environment = nil
+		}
+		other = strings.TrimSpace(fmt.Sprintf("PyTorch %s of %s %s", p.version, p.path, strings.Join(p.environment, " ")))
 	}
-	fmt.Printf("fettle's kernels: %s; %s; %d processors, %s/%s, %s\n\n", blas.Kernels, version, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	fmt.Printf("fettle's kernels: %s; %s; %d processors, %s/%s, %s\n\n", blas.Kernels, other, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	for _, s := range shapes {
 		fmt.Printf("%s: %d blocks, hidden %d, intermediate %d, %d heads, %d of keys, vocabulary %d, %d × %d tokens\n",
 			s.name, blocks, s.hidden, s.inner, s.heads, s.kvHeads, s.vocabulary, s.sequences, s.length)
@@ -78,14 +80,14 @@ func bench(ctx context.Context, match string, threads, pairs int) error {
 		if !strings.Contains(s.name, match) {
 			continue
 		}
-		if err := benchShape(ctx, s, python, counts, pairs); err != nil {
+		if err := benchShape(ctx, s, p, counts, pairs); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	return nil
 }
 
-func benchShape(ctx context.Context, s shape, python string, counts []int, pairs int) error {
+func benchShape(ctx context.Context, s shape, p python, counts []int, pairs int) error {
 	n, err := newNetwork(s)
 	if err != nil {
 		return err
@@ -96,15 +98,15 @@ func benchShape(ctx context.Context, s shape, python string, counts []int, pairs
 	}
 	defer os.RemoveAll(folder)
 	weights := filepath.Join(folder, "weights")
-	if python != "" {
+	if p.path != "" {
 		if err := n.write(weights); err != nil {
 			return err
 		}
 	}
 	for _, threads := range counts {
 		c := newContest(n, threads, folder)
-		if python != "" {
-			if c.peer, err = startPeer(ctx, python, n, weights, threads); err != nil {
+		if p.path != "" {
+			if c.peer, err = startPeer(ctx, p, n, weights, threads); err != nil {
 				return err
 			}
 		}

@@ -18,16 +18,20 @@ import (
 //go:embed forward.py
 var script string
 
-// findPython returns a Python that has torch and numpy, and torch's version;
-// "" where there is none.
-func findPython(ctx context.Context) (python, version string) {
-	for _, python := range []string{"python3", "/usr/bin/python3"} {
-		out, err := exec.CommandContext(ctx, python, "-c", "import numpy, torch; print(torch.__version__)").Output()
+// python is a Python that has torch and numpy; its path is "" where none has.
+type python struct {
+	path, version string   // version is torch's
+	environment   []string // added to this process's
+}
+
+func findPython(ctx context.Context) python {
+	for _, path := range []string{"python3", "/usr/bin/python3"} {
+		out, err := exec.CommandContext(ctx, path, "-c", "import numpy, torch; print(torch.__version__)").Output()
 		if err == nil {
-			return python, strings.TrimSpace(string(out))
+			return python{path: path, version: strings.TrimSpace(string(out)), environment: tuning}
 		}
 	}
-	return "", ""
+	return python{}
 }
 
 // peer is a running forward.py with a network's weights.
@@ -37,37 +41,43 @@ type peer struct {
 	out     *bufio.Reader
 }
 
+// tuning is what makes PyTorch faster than it is by default: threads of OpenMP
+// that wait do not spin where those of OpenBLAS compute, and the memory of large
+// tensors is kept for the next ones.
+var tuning = []string{"OMP_WAIT_POLICY=PASSIVE", "MALLOC_MMAP_THRESHOLD_=8589934592", "MALLOC_TRIM_THRESHOLD_=17179869184"}
+
 // startPeer starts the peer with so many threads. The number of OpenBLAS's can
 // only be given by its environment.
-func startPeer(ctx context.Context, python string, n *network, weights string, threads int) (*peer, error) {
+func startPeer(ctx context.Context, p python, n *network, weights string, threads int) (*peer, error) {
 	start, err := json.Marshal(map[string]any{
 		"config": json.RawMessage(n.config), "tensors": n.order, "weights": weights, "ids": n.sequences, "threads": threads,
 	})
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{command: exec.CommandContext(ctx, python, "-c", script)}
-	p.command.Stderr = os.Stderr
-	p.command.Env = os.Environ()
+	c := exec.CommandContext(ctx, p.path, "-c", script)
+	c.Stderr = os.Stderr
+	c.Env = append(os.Environ(), p.environment...)
 	for _, name := range []string{"OMP", "OPENBLAS", "MKL"} {
-		p.command.Env = append(p.command.Env, fmt.Sprintf("%s_NUM_THREADS=%d", name, threads))
+		c.Env = append(c.Env, fmt.Sprintf("%s_NUM_THREADS=%d", name, threads))
 	}
-	if p.in, err = p.command.StdinPipe(); err != nil {
-		return nil, err
-	}
-	out, err := p.command.StdoutPipe()
+	in, err := c.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	p.out = bufio.NewReader(out)
-	if err := p.command.Start(); err != nil {
+	out, err := c.StdoutPipe()
+	if err != nil {
 		return nil, err
 	}
-	if answer, err := p.ask(string(start)); err != nil || answer != "ready" {
-		p.stop()
-		return nil, fmt.Errorf("PyTorch did not start: %q, %w", answer, err)
+	if err := c.Start(); err != nil {
+		return nil, err
 	}
-	return p, nil
+	other := &peer{command: c, in: in, out: bufio.NewReader(out)}
+	if _, err := other.ask(string(start)); err != nil { // the answer is "ready"
+		other.stop()
+		return nil, fmt.Errorf("PyTorch did not start: %w", err)
+	}
+	return other, nil
 }
 
 func (p *peer) ask(line string) (string, error) {

@@ -12,7 +12,7 @@ OPENBLAS  ?= $(shell printf '\#include <cblas.h>\n' | $(CC) -E - >/dev/null 2>&1
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet clean
+.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,12 @@ bench-blas: ## products and factorizations beside gonum and, with a C compiler a
 
 bench-resnet: ## the tables of a real ResNet; needs the models and images in $(DATA)
 	go run ./internal/bench/resnet -data $(DATA)
+
+bench-lm: ## the tables of two real language models; needs them and their data in $(DATA)
+	go run ./internal/bench/lm -data $(DATA)
+
+bench-forward: ## a Llama's forward pass beside PyTorch's, where a python3 has it
+	go run ./internal/bench/forward
 
 clean: ## removes what was built
 	rm -rf bin build

@@ -15,7 +15,7 @@ import (
 
 const (
 	gptqBlock = 128 // inputs whose errors reach later blocks in one product
-	gptqRows  = 128 // rows that one task solves, at most
+	gptqRows  = 256 // rows that one task solves, at most
 )
 
 // recursion is GPTQ's pass over the inputs of some rows (arXiv 2210.17323,
@@ -30,6 +30,10 @@ type recursion struct {
 	// the errors before have left them. Nil when the grid is known.
 	search *ranger
 
+	// damped gets each row's damped error over H's unit: Σe². Nil where it is not
+	// asked for.
+	damped []float64
+
 	// floors and ceils, row-major like the rows given to run, bound each code.
 	// Nil for all codes.
 	floors, ceils []int8
@@ -41,11 +45,17 @@ func (s *solver) gptq(ctx context.Context) error {
 	if s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
 		search = &s.grid
 	}
+	if len(s.target.Data) > 0 && &s.target.Data[0] == &s.anchor.Data[0] {
+		s.damped = make([]float64, s.target.Rows)
+	}
 	blocks := s.rowBlocks(min(gptqRows, max(16, s.target.Rows/8)))
 	return s.pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
 		g := &s.grams[b.group]
 		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, search: search}
+		if s.damped != nil {
+			q.damped = s.damped[b.from:b.to]
+		}
 		return q.run(ctx, rowsOf(s.target, b.from, b.to), b.from, s.solution.Codes[b.from*s.target.Cols:])
 	})
 }
@@ -102,6 +112,10 @@ func (q *recursion) run(ctx context.Context, target blas64.General, first int, c
 				return err
 			}
 			q.runRow(rowOf64(w, r), rowOf64(errs, r), first+r, start, end, codes[r*n:][:n], r*n)
+			if q.damped != nil {
+				e := rowOf64(errs, r)[:end-start]
+				q.damped[r] += vec.Dot64(e, e)
+			}
 		}
 		e := blas64.General{Rows: w.Rows, Cols: end - start, Stride: errs.Stride, Data: errs.Data}
 		if end < n {

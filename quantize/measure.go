@@ -8,7 +8,7 @@ import (
 )
 
 // measureRows is the number of rows whose errors one task measures.
-const measureRows = 128
+const measureRows = 256
 
 // measure fills in the solution's errors, where there are moments to measure
 // them with: of the solution, of nearest rounding on a min-max grid of the same
@@ -56,7 +56,7 @@ func (s *solver) measure(ctx context.Context) error {
 // which makes w̃ = w.
 func (s *solver) trueErrors(ctx context.Context, candidates []func(r int, dst []float32)) ([]float64, error) {
 	n := s.target.Cols
-	blocks := s.rowBlocks(measureRows)
+	blocks := s.rowBlocks(min(measureRows, max(16, s.target.Rows/8)))
 	errs := make([]float64, len(blocks)*len(candidates))
 	err := s.pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
@@ -76,7 +76,9 @@ func (s *solver) trueErrors(ctx context.Context, candidates []func(r int, dst []
 					apart[r] += off * off
 				}
 			}
-			if err := g.energies(ctx, s.pool, d, damped); err != nil {
+			if c == 0 && s.damped != nil {
+				copy(damped, s.damped[b.from:b.to])
+			} else if err := g.energies(ctx, s.pool, d, damped); err != nil {
 				return err
 			}
 			sum := 0.0

@@ -82,6 +82,10 @@ type solver struct {
 	anchor blas64.General
 	floor  []float64
 
+	// damped is the damped error of each row, over H's unit, where the method has
+	// found it in passing; else nil.
+	damped []float64
+
 	solution *layer.Solution
 }
 

@@ -63,13 +63,13 @@ func bench(ctx context.Context, folder string, samples, length int, profile stri
 		}
 		defer pprof.StopCPUProfile()
 	}
+	var before [2]float64
+	if before[0], before[1], err = peaks(ctx); err != nil {
+		return err
+	}
 	run, err := pipeline.Run(ctx, r, pipeline.Options{})
 	if err != nil {
 		return err
 	}
-	for _, s := range run.Stages {
-		fmt.Printf("%s %.2f\n", s.Name, s.Seconds)
-	}
-	fmt.Println(run.Seconds, run.PeakRSS)
-	return nil
+	return printTables(ctx, run, before, folder, int64(samples)*int64(length))
 }

@@ -16,6 +16,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
 )
@@ -68,7 +69,8 @@ type Accumulator struct {
 	reading Reading
 	pool    *pool.Pool
 	moments *layer.Moments
-	filled  int // rows waiting in the blocks
+	same    bool // the streams are, here
+	filled  int  // rows waiting in the blocks
 	x, xt   []blas32.General
 }
 
@@ -77,20 +79,19 @@ type Accumulator struct {
 func New(p *pool.Pool, r Reading, same bool) *Accumulator {
 	n, groups := r.Inputs, r.groups()
 	m := &layer.Moments{Groups: groups, Inputs: n, H: squares(groups, n), SumXt: make([]float64, groups*n)}
-	a := &Accumulator{reading: r, pool: p, moments: m, xt: blocks(groups, n)}
+	a := &Accumulator{reading: r, pool: p, moments: m, same: same}
 	if same {
 		m.SumX = m.SumXt
 		return a
 	}
 	m.G, m.SumX = squares(groups, n), make([]float64, groups*n)
-	a.x = blocks(groups, n)
 	return a
 }
 
 func squares(groups, n int) []blas64.General {
 	s := make([]blas64.General, groups)
 	for g := range s {
-		s[g] = blas64.General{Rows: n, Cols: n, Stride: n, Data: make([]float64, n*n)}
+		s[g] = linalg.NewGeneral(n, n)
 	}
 	return s
 }
@@ -107,22 +108,24 @@ func blocks(groups, n int) []blas32.General {
 // (xt). With same streams only xt is read.
 func (a *Accumulator) Add(ctx context.Context, x, xt []float32) error {
 	size := a.reading.Size
-	if len(xt)%size != 0 || (a.x != nil && len(x) != len(xt)) {
+	if len(xt)%size != 0 || (!a.same && len(x) != len(xt)) {
 		return fmt.Errorf("calibrate: %d and %d values are not samples of %d", len(x), len(xt), size)
 	}
 	perSample := a.reading.rowsPerSample()
 	total := len(xt) / size * perSample
 	for row := 0; row < total; {
 		n := min(blas.GramRows-a.filled, total-row)
-		if err := a.fill(ctx, a.xt, xt, row, n); err != nil {
-			return err
-		}
-		if a.x != nil {
-			if err := a.fill(ctx, a.x, x, row, n); err != nil {
+		if n == blas.GramRows && a.reading.Patches == nil {
+			// A whole block of rows, as they stand.
+			if err := a.sum(ctx, n, a.view(xt, row), a.view(x, row)); err != nil {
 				return err
 			}
+			row += n
+			continue
 		}
-		a.filled += n
+		if err := a.gatherRows(ctx, x, xt, row, n); err != nil {
+			return err
+		}
 		row += n
 		if a.filled == blas.GramRows {
 			if err := a.flush(ctx); err != nil {
@@ -130,6 +133,35 @@ func (a *Accumulator) Add(ctx context.Context, x, xt []float32) error {
 			}
 		}
 	}
+	return nil
+}
+
+// view returns rows row … of samples that are read as rows.
+func (a *Accumulator) view(samples []float32, row int) []blas32.General {
+	n := a.reading.Inputs
+	if len(samples) == 0 {
+		return nil
+	}
+	return []blas32.General{{Rows: blas.GramRows, Cols: n, Stride: n, Data: samples[row*n:]}}
+}
+
+// gatherRows copies rows row … row+n−1 behind those that wait in the blocks.
+func (a *Accumulator) gatherRows(ctx context.Context, x, xt []float32, row, n int) error {
+	if a.xt == nil {
+		a.xt = blocks(a.moments.Groups, a.reading.Inputs)
+		if !a.same {
+			a.x = blocks(a.moments.Groups, a.reading.Inputs)
+		}
+	}
+	if err := a.fill(ctx, a.xt, xt, row, n); err != nil {
+		return err
+	}
+	if !a.same {
+		if err := a.fill(ctx, a.x, x, row, n); err != nil {
+			return err
+		}
+	}
+	a.filled += n
 	return nil
 }
 
@@ -150,30 +182,35 @@ func (a *Accumulator) fill(ctx context.Context, dst []blas32.General, samples []
 	})
 }
 
-// flush multiplies the waiting rows and empties the blocks.
+// flush sums the waiting rows and empties the blocks.
 func (a *Accumulator) flush(ctx context.Context) error {
-	if a.filled == 0 {
+	n := a.filled
+	a.filled = 0
+	return a.sum(ctx, n, a.xt, a.x)
+}
+
+// sum adds the products of n rows of each group.
+func (a *Accumulator) sum(ctx context.Context, n int, xts, xs []blas32.General) error {
+	if n == 0 {
 		return nil
 	}
-	for g := range a.xt {
-		xt := a.xt[g]
-		xt.Rows = a.filled
+	for g, xt := range xts {
+		xt.Rows = n
 		if err := blas.AddGramUpper(ctx, a.pool, xt, a.moments.H[g]); err != nil {
 			return err
 		}
 		blas.AddColumns(a.moments.SumXt[g*xt.Cols:], xt)
-		if a.x == nil {
+		if a.same {
 			continue
 		}
-		x := a.x[g]
-		x.Rows = a.filled
+		x := xs[g]
+		x.Rows = n
 		if err := blas.AddGram(ctx, a.pool, xt, x, a.moments.G[g]); err != nil {
 			return err
 		}
 		blas.AddColumns(a.moments.SumX[g*x.Cols:], x)
 	}
-	a.moments.Rows += int64(a.filled)
-	a.filled = 0
+	a.moments.Rows += int64(n)
 	return nil
 }
 

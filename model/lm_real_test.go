@@ -68,7 +68,7 @@ func languageModel(t testing.TB, folder string, workers int) (*Graph, *Executor)
 func losses(t testing.TB, e *Executor, x *Tensor) []float64 {
 	t.Helper()
 	ctx := context.Background()
-	hidden, err := hiddenStates(ctx, e, x)
+	hidden, err := e.Hidden(ctx, x)
 	if err != nil {
 		t.Fatal(err)
 	}

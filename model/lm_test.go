@@ -190,7 +190,7 @@ func TestSequencesAreIndependent(t *testing.T) {
 			return err
 		})
 		same("rows of the embedding", forward(t, e, x).Data)
-		hidden, err := hiddenStates(ctx, e, x)
+		hidden, err := e.Hidden(ctx, x)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -817,16 +817,4 @@ func TestCheckFindsBrokenLanguageModels(t *testing.T) {
 			t.Errorf("%s: not found", name)
 		}
 	}
-}
-
-// hiddenStates runs all segments, which is all but the head.
-func hiddenStates(ctx context.Context, e *Executor, x *Tensor) (*Tensor, error) {
-	values := make([]*Tensor, len(e.graph.Values))
-	values[e.graph.Input] = x
-	for _, s := range e.graph.Segments() {
-		if err := e.Run(ctx, s, values); err != nil {
-			return nil, err
-		}
-	}
-	return values[e.graph.Ops[len(e.graph.Ops)-1].Inputs[0]], nil
 }

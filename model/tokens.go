@@ -202,6 +202,20 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 	})
 }
 
+// Hidden computes all of the graph but its head: tokens × Head.Inputs numbers.
+func (e *Executor) Hidden(ctx context.Context, x *Tensor) (*Tensor, error) {
+	o, err := e.headOp()
+	if err != nil {
+		return nil, err
+	}
+	values := make([]*Tensor, len(e.graph.Values))
+	values[e.graph.Input] = x
+	if err := e.Run(ctx, Segment{0, len(e.graph.Ops) - 1}, values); err != nil {
+		return nil, err
+	}
+	return values[o.Inputs[0]], nil
+}
+
 func (e *Executor) headOp() (*Op, error) {
 	if e.invalid != nil {
 		return nil, e.invalid

@@ -149,30 +149,11 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 			missing = append(missing, i)
 		}
 	}
-	if len(missing) > 0 {
-		moments, err := c.moments(ctx, s)
-		if err != nil {
-			return err
-		}
-		c.clock.enter(StageSolve)
-		factors := quantize.NewFactors(moments)
-		for _, i := range missing {
-			if err := factors.Prepare(ctx, c.pool, s.layers[i].Options); err != nil {
-				return fmt.Errorf("layer %s: %w", s.layers[i].Name, err)
-			}
-		}
-		err = c.pool.For(ctx, len(missing), func(n int) (err error) {
-			i, began := missing[n], time.Now()
-			solutions[i], err = c.solve(ctx, s.layers[i], factors, moments)
-			seconds[i] = time.Since(began).Seconds()
-			return err
-		})
-		if err != nil {
-			return err
-		}
+	if err := c.solveMissing(ctx, s, missing, solutions, seconds); err != nil {
+		return err
 	}
 	c.clock.enter(StageUnits)
-	runtime.GC() // moments and factors are large: the next stop's take their place
+	runtime.GC() // as above: moments and factors
 	for _, i := range missing {
 		c.store.computed++
 		if err := save(c.kept, s.keys[i], solutions[i], layer.EncodeSolution); err != nil {
@@ -185,6 +166,32 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 		}
 	}
 	return nil
+}
+
+// solveMissing solves some of a stop's layers and writes to solutions and
+// seconds.
+func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, solutions []*layer.Solution, seconds []float64) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	moments, err := c.moments(ctx, s)
+	if err != nil {
+		return err
+	}
+	c.clock.enter(StageSolve)
+	runtime.GC() // the weights that targets were computed with are large, and dropped
+	factors := quantize.NewFactors(moments)
+	for _, i := range missing {
+		if err := factors.Prepare(ctx, c.pool, s.layers[i].Options); err != nil {
+			return fmt.Errorf("layer %s: %w", s.layers[i].Name, err)
+		}
+	}
+	return c.pool.For(ctx, len(missing), func(n int) (err error) {
+		i, began := missing[n], time.Now()
+		solutions[i], err = c.solve(ctx, s.layers[i], factors, moments)
+		seconds[i] = time.Since(began).Seconds()
+		return err
+	})
 }
 
 // setKeys sets the keys of a stop's moments and solutions. Moments depend on
@@ -237,6 +244,7 @@ func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments,
 		return nil, err
 	}
 	c.clock.enter(StageMoments)
+	runtime.GC() // as above: the weights that the streams went through
 	same := c.streams.sameValue(s.value)
 	acc := calibrate.New(c.pool, s.reading, same)
 	xt := c.streams.compressed.values[s.value]

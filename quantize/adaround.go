@@ -39,7 +39,9 @@ func (s *solver) adaRound(ctx context.Context) error {
 			return err
 		}
 		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, floors: c.floors, ceils: c.ceils}
-		if err := q.run(ctx, c.target, b.from, codes); err != nil {
+		w, giveBack := s.borrow(b.to-b.from, n)
+		defer giveBack()
+		if err := q.run(ctx, c.target, w, b.from, codes); err != nil {
 			return err
 		}
 		ups := [][]bool{c.nearest, c.upsOf(codes), learned}

@@ -56,7 +56,9 @@ func (s *solver) gptq(ctx context.Context) error {
 		if s.damped != nil {
 			q.damped = s.damped[b.from:b.to]
 		}
-		return q.run(ctx, rowsOf(s.target, b.from, b.to), b.from, s.solution.Codes[b.from*s.target.Cols:])
+		w, giveBack := s.borrow(b.to-b.from, s.target.Cols)
+		defer giveBack()
+		return q.run(ctx, rowsOf(s.target, b.from, b.to), w, b.from, s.solution.Codes[b.from*s.target.Cols:])
 	})
 }
 
@@ -97,10 +99,9 @@ func gather(dst, src []float64, order []int) {
 }
 
 // run writes the codes of some rows, the first of which stands at row first of
-// the grid.
-func (q *recursion) run(ctx context.Context, target blas64.General, first int, codes []int8) error {
+// the grid. w, of the same shape, is overwritten.
+func (q *recursion) run(ctx context.Context, target, w blas64.General, first int, codes []int8) error {
 	n := target.Cols
-	w := linalg.NewGeneral(target.Rows, n)
 	for r := range w.Rows {
 		gather(rowOf64(w, r), rowOf64(target, r), q.order)
 	}

@@ -33,7 +33,7 @@ func gptqOnGrid(t *testing.T, h, w blas64.General, grid *layer.Grid, order []int
 	}
 	codes := make([]int8, w.Rows*w.Cols)
 	q := recursion{upper: u, order: order, grid: grid}
-	if err := q.run(context.Background(), w, 0, codes); err != nil {
+	if err := q.run(context.Background(), w, linalg.Clone(w), 0, codes); err != nil {
 		t.Fatal(err)
 	}
 	return codes

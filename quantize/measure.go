@@ -3,7 +3,6 @@ package quantize
 import (
 	"context"
 
-	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 )
 
@@ -61,7 +60,9 @@ func (s *solver) trueErrors(ctx context.Context, candidates []func(r int, dst []
 	err := s.pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
 		g := &s.grams[b.group]
-		d, damped := linalg.NewGeneral(b.to-b.from, n), make([]float64, b.to-b.from)
+		d, giveBack := s.borrow(b.to-b.from, n)
+		defer giveBack()
+		damped := make([]float64, b.to-b.from)
 		apart := make([]float64, len(damped)) // ‖ŵ − w‖²
 		values := make([]float32, n)
 		for c, write := range candidates {

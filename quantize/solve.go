@@ -3,6 +3,7 @@ package quantize
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"gonum.org/v1/gonum/blas/blas64"
 
@@ -86,16 +87,35 @@ type solver struct {
 	// found it in passing; else nil.
 	damped []float64
 
+	// scratch are rows that tasks have worked on. Not a sync.Pool, which would
+	// keep the whole solver from the collector for a while.
+	scratch [][]float64
+	mu      sync.Mutex
+
 	solution *layer.Solution
+}
+
+// borrow returns a rows×cols matrix of any content, and how to give it back.
+func (s *solver) borrow(rows, cols int) (m blas64.General, giveBack func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var data []float64
+	if last := len(s.scratch) - 1; last >= 0 {
+		data, s.scratch = s.scratch[last], s.scratch[:last]
+	}
+	if cap(data) < rows*cols {
+		data = make([]float64, rows*cols)
+	}
+	return blas64.General{Rows: rows, Cols: cols, Stride: cols, Data: data[:rows*cols]}, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.scratch = append(s.scratch, data)
+	}
 }
 
 func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 	w := prob.Weight
-	s := &solver{pool: p, prob: prob, o: o, target: linalg.NewGeneral(w.Rows, w.Cols)}
-	for r := range w.Rows {
-		widen(rowOf64(s.target, r), rowOf32(w, r))
-	}
-	s.anchor = s.target
+	s := &solver{pool: p, prob: prob, o: o}
 	s.solution = &layer.Solution{
 		Layer: prob.Layer, Method: string(o.Method), Rows: w.Rows, Cols: w.Cols,
 		Codes: make([]int8, w.Rows*w.Cols),
@@ -137,35 +157,56 @@ func (s *solver) noteDamping() {
 	s.solution.Errors.Damping = damping
 }
 
-// align finds W̃ = W(G+λI)ᵀ(H+λI)⁻¹ and, if asked to, makes it the target. Where
-// both streams are the same it is W itself.
+// align finds W̃ = W(G+λI)ᵀ(H+λI)⁻¹, and makes the target it, if asked to, or W.
+// Where both streams are the same it is W itself.
 func (s *solver) align(ctx context.Context) error {
-	m := s.prob.Moments
-	if m == nil || m.G == nil {
+	w, m := s.prob.Weight, s.prob.Moments
+	crossed := m != nil && m.G != nil
+	if !crossed || !s.o.Align {
+		s.target = linalg.NewGeneral(w.Rows, w.Cols)
+		for r := range w.Rows {
+			widen(rowOf64(s.target, r), rowOf32(w, r))
+		}
+		s.anchor = s.target
+	}
+	if !crossed {
 		return nil
 	}
-	s.anchor, s.floor = linalg.Clone(s.target), make([]float64, s.target.Rows)
-	energy := s.prob.Energy()
-	err := s.pool.For(ctx, m.Groups, func(g int) error {
-		gram := &s.grams[g]
-		from, to := s.prob.GroupRows(g)
-		w, a := rowsOf(s.target, from, to), rowsOf(s.anchor, from, to)
-		if err := blas.Gemm64(ctx, s.pool, blas.NoTrans, blas.Trans, 1/gram.unit, w, m.G[g], gram.lambda, a); err != nil {
+	s.anchor, s.floor = linalg.NewGeneral(w.Rows, w.Cols), make([]float64, w.Rows)
+	for _, b := range s.rowBlocks(alignRows) {
+		if err := s.alignBlock(ctx, b); err != nil {
 			return err
 		}
-		if err := gram.solve(ctx, s.pool, a, s.floor[from:to]); err != nil {
-			return err
-		}
-		for r := range a.Rows {
-			reached := s.floor[from+r] - gram.lambda*vec.Dot64(rowOf64(w, r), rowOf64(w, r))
-			s.floor[from+r] = energy[from+r] - gram.unit*reached
-		}
-		return nil
-	})
+	}
 	if s.o.Align {
 		s.target = s.anchor
 	}
-	return err
+	return nil
+}
+
+// alignRows is how many rows of W are in float64 at once.
+const alignRows = 1024
+
+func (s *solver) alignBlock(ctx context.Context, b rowBlock) error {
+	gram := &s.grams[b.group]
+	w, a := linalg.NewGeneral(b.to-b.from, s.prob.Weight.Cols), rowsOf(s.anchor, b.from, b.to)
+	for r := range w.Rows {
+		widen(rowOf64(w, r), rowOf32(s.prob.Weight, b.from+r))
+		copy(rowOf64(a, r), rowOf64(w, r))
+	}
+	if err := blas.Gemm64(ctx, s.pool, blas.NoTrans, blas.Trans, 1/gram.unit, w, s.prob.Moments.G[b.group], gram.lambda, a); err != nil {
+		return err
+	}
+	floor := s.floor[b.from:b.to]
+	if err := gram.solve(ctx, s.pool, a, floor); err != nil {
+		return err
+	}
+	energy := s.prob.Energy()[b.from:b.to]
+	for r, reached := range floor {
+		reached -= gram.lambda * vec.Dot64(rowOf64(w, r), rowOf64(w, r))
+		floor[r] = energy[r] - gram.unit*reached
+	}
+	return nil
 }
 
 // round finds the grid and the codes.

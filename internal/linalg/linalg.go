@@ -18,6 +18,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 	"gonum.org/v1/gonum/blas/gonum"
 
+	"github.com/fettle-dev/fettle/internal/hugepage"
 	"github.com/fettle-dev/fettle/internal/pool"
 )
 
@@ -41,7 +42,9 @@ func (e *PivotError) Error() string {
 
 // NewGeneral returns a zero rows×cols matrix.
 func NewGeneral(rows, cols int) blas64.General {
-	return blas64.General{Rows: rows, Cols: cols, Stride: max(1, cols), Data: make([]float64, rows*cols)}
+	data := make([]float64, rows*cols)
+	hugepage.Advise(data)
+	return blas64.General{Rows: rows, Cols: cols, Stride: max(1, cols), Data: data}
 }
 
 // Clone returns a compact copy of a.

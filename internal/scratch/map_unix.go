@@ -7,13 +7,19 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fettle-dev/fettle/internal/hugepage"
 )
 
 const mappable = true
 
 func mapped(dir string, size int64, file bool) ([]byte, error) {
 	if !file {
-		return unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		raw, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err == nil {
+			hugepage.Advise(raw)
+		}
+		return raw, err
 	}
 	f, err := os.CreateTemp(dir, "fettle-*")
 	if err != nil {

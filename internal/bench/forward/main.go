@@ -25,6 +25,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/model"
 )
 
@@ -132,6 +133,7 @@ type contest struct {
 	threads  int
 	folder   string // for files between the two
 	pool     *pool.Pool
+	space    *scratch.Space
 	executor *model.Executor
 	input    *model.Tensor
 	peer     *peer
@@ -153,9 +155,12 @@ func newContest(n *network, threads int, folder string) *contest {
 	matrix := func(seed uint64) blas32.General {
 		return blas32.General{Rows: gemmSize, Cols: gemmSize, Stride: gemmSize, Data: random(seed, []int{gemmSize, gemmSize})}
 	}
+	executor := model.NewExecutor(n.graph, p, kept)
+	space := scratch.New("", 0) // as the pipeline's executors have it
+	executor.AllocateWith(space)
 	return &contest{
 		network: n, threads: threads, folder: folder, pool: p,
-		executor: model.NewExecutor(n.graph, p, kept), input: model.NewTokens(n.sequences...),
+		executor: executor, space: space, input: model.NewTokens(n.sequences...),
 		a: matrix(1), b: matrix(2), c: matrix(3),
 	}
 }
@@ -192,10 +197,12 @@ func (c *contest) row(ctx context.Context, what string, pairs int) error {
 			return err
 		}
 		begin := time.Now()
-		if _, err := c.pass(ctx, what); err != nil {
+		y, err := c.pass(ctx, what)
+		if err != nil {
 			return err
 		}
 		x := time.Since(begin).Seconds()
+		c.space.Free(y.Data)
 		ours, rates = append(ours, x), append(rates, rate)
 		if c.peer == nil {
 			continue
@@ -232,8 +239,12 @@ const tolerance = 1e-4
 func (c *contest) compare(ctx context.Context, what string) (difference, error) {
 	var d difference
 	y, err := c.pass(ctx, what)
-	if err != nil || c.peer == nil {
+	if err != nil {
 		return d, err
+	}
+	defer c.space.Free(y.Data)
+	if c.peer == nil {
+		return d, nil
 	}
 	other, err := c.peer.result(what, c.folder)
 	if err != nil {

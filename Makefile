@@ -12,7 +12,7 @@ OPENBLAS  ?= $(shell printf '\#include <cblas.h>\n' | $(CC) -E - >/dev/null 2>&1
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward clean
+.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward bench-llama clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,10 +41,11 @@ asm: ## writes the assembly again, from the programs in internal/asm
 asm-current: asm ## fails when committed assembly is not what the programs write
 	git diff --exit-code --stat -- internal/blas internal/vec internal/linalg
 
-demo: build ## compresses a model of testmodels to 3 bits and says where the report is
-	rm -rf build/demo
+demo: build ## compresses the models of testmodels to 3 bits and says where the reports are
+	rm -rf build/demo build/demo-lm
 	bin/fettle compress testmodels/resnet8.th --recipe testmodels/demo.yaml --out build/demo --no-cache
-	@echo "Open build/demo/report.html in a browser."
+	bin/fettle compress testmodels/lm --recipe testmodels/lm/demo.yaml --out build/demo-lm --no-cache
+	@echo "Open build/demo/report.html and build/demo-lm/report.html in a browser."
 
 cross: ## build/cross/*, for every platform
 	@set -e; for p in $(PLATFORMS); do \
@@ -80,6 +81,10 @@ bench-lm: ## the tables of two real language models; needs them and their data i
 
 bench-forward: ## a Llama's forward pass beside PyTorch's, where a python3 has it
 	go run ./internal/bench/forward
+
+bench-llama: build ## time and memory of a Llama of 1.1B random parameters; 2.2 GB of disk, a quarter of an hour
+	[ -d build/llama ] || bin/fettle random-llama build/llama
+	go run ./internal/bench/llama -model build/llama
 
 clean: ## removes what was built
 	rm -rf bin build

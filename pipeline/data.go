@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -55,7 +56,8 @@ func (s imageSamples) record(role string, d *Data) record.Data {
 // textSamples are sequences of a language model's token ids.
 type textSamples struct {
 	*dataset.Sequences
-	length, stride int // of windows over long documents; stride 0 for none
+	length, stride int    // of windows over long documents; stride 0 for none
+	tokenizer      string // SHA-256 of the tokenizer's file; "" for ids
 }
 
 func (s textSamples) count() int     { return s.N }
@@ -72,7 +74,7 @@ func (s textSamples) batch(from, n int) (*model.Tensor, error) {
 func (s textSamples) record(role string, d *Data) record.Data {
 	return record.Data{
 		Role: role, Path: d.Path, Format: d.Format, Samples: s.N, Of: s.Of, Seed: d.Seed, SHA256: s.SHA256(),
-		Sequences: s.N, Tokens: int64(s.Total()), Length: s.longest(),
+		Sequences: s.N, Tokens: int64(s.Total()), Length: s.longest(), Stride: s.stride, TokenizerSHA256: s.tokenizer,
 	}
 }
 
@@ -119,11 +121,10 @@ func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (sampl
 		return nil, nil
 	}
 	if isLanguage(g) {
-		sequences, err := openText(ctx, r, d, g)
+		samples, err := openText(ctx, r, d, g)
 		if err != nil {
 			return nil, err
 		}
-		samples := textSamples{Sequences: sequences}
 		if d.Text.Stride > 0 {
 			samples.length, samples.stride = textLength(d, g), d.Text.Stride
 		}
@@ -165,9 +166,9 @@ func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dat
 }
 
 // openText opens text, by the tokenizer in the model's folder, or token ids.
-func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset.Sequences, error) {
+func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (s textSamples, err error) {
 	if !slices.Contains(textFormats, d.Format) {
-		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("format %s is not one of a language model (%s)", d.Format, strings.Join(textFormats, ", "))}
+		return s, &InputError{Path: d.Path, Reason: fmt.Sprintf("format %s is not one of a language model (%s)", d.Format, strings.Join(textFormats, ", "))}
 	}
 	t := d.Text
 	o := dataset.TextOptions{
@@ -183,11 +184,18 @@ func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset
 		o.Subset = [2]int(d.Subset)
 	}
 	if d.Format != "text" && d.Format != "jsonl" && d.Format != "builtin" {
-		return dataset.OpenText(ctx, o, nil)
+		s.Sequences, err = dataset.OpenText(ctx, o, nil)
+		return s, err
 	}
-	tok, err := openTokenizer(r, d)
+	path := filepath.Join(r.Model.Path, tokenizerName)
+	file, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return s, &InputError{Path: d.Path, Reason: fmt.Sprintf("is text, and the model's folder %s has no %s that can be read; put it there, or give token ids (format u16, u32, npy or safetensors)", r.Model.Path, tokenizerName)}
+	}
+	s.tokenizer = fmt.Sprintf("%x", sha256.Sum256(file))
+	tok, err := tokenizer.Open(path)
+	if err != nil {
+		return s, err
 	}
 	if t.Prefix != nil && !*t.Prefix {
 		tok = tok.WithoutPrefix()
@@ -197,8 +205,12 @@ func openText(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (*dataset
 		special = *t.Special
 	}
 	o.Decode = func(ids []uint32) (string, error) { return tok.Decode(ids, true) }
-	return dataset.OpenText(ctx, o, func(text string) ([]uint32, error) { return tok.Encode(text, special) })
+	s.Sequences, err = dataset.OpenText(ctx, o, func(text string) ([]uint32, error) { return tok.Encode(text, special) })
+	return s, err
 }
+
+// tokenizerName is the file of a model's folder that says how text becomes ids.
+const tokenizerName = "tokenizer.json"
 
 // textLength returns the most tokens of a sequence: as asked for, or as many as
 // the model has positions for.
@@ -207,14 +219,6 @@ func textLength(d *Data, g *model.Graph) int {
 		return d.Text.Length
 	}
 	return g.Context
-}
-
-func openTokenizer(r *Recipe, d *Data) (*tokenizer.Tokenizer, error) {
-	path := filepath.Join(r.Model.Path, "tokenizer.json")
-	if _, err := os.Stat(path); err != nil {
-		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("is text, and the model's folder %s has no tokenizer.json; put it there, or give token ids (format u16, u32, npy or safetensors)", r.Model.Path)}
-	}
-	return tokenizer.Open(path)
 }
 
 // overlap reports whether two data sets may share samples.

@@ -89,6 +89,9 @@ type Data struct {
 	Sequences int   `json:"sequences,omitempty"` // that went through the model
 	Tokens    int64 `json:"tokens,omitempty"`    // in all sequences
 	Length    int   `json:"length,omitempty"`    // most tokens of a sequence
+	Stride    int   `json:"stride,omitempty"`    // of windows over long sequences
+
+	TokenizerSHA256 string `json:"tokenizer_sha256,omitempty"` // of tokenizer.json, for text
 }
 
 // Layer is one compressed layer.

@@ -193,9 +193,17 @@ func printLanguage(p func(string, ...any), l *record.LanguageEvaluation) {
 		l.Original.Loss, l.Compressed.Loss, l.Tokens, l.Original.Perplexity, l.Compressed.Perplexity)
 	interval := ""
 	if l.Interval != nil {
-		interval = fmt.Sprintf(" (95 %% interval %.4f … %.4f)", l.Interval[0], l.Interval[1])
+		tied := ""
+		if l.Tied {
+			tied = ", tied"
+		}
+		interval = fmt.Sprintf(" (95 %% interval %.4f … %.4f%s)", l.Interval[0], l.Interval[1], tied)
 	}
-	p("%-10s %.4f nats added%s, KL %.4f, %.2f %% of tokens agree", "outputs", l.LossIncrease, interval, l.KL, l.Agreement)
+	kl := fmt.Sprintf("KL %.4f", l.KL)
+	if l.KLBounds != nil {
+		kl = fmt.Sprintf("KL between %.4f and %.4f", l.KLBounds[0], l.KLBounds[1])
+	}
+	p("%-10s %.4f nats added%s, %s, %.2f %% of tokens agree", "outputs", l.LossIncrease, interval, kl, l.Agreement)
 }
 
 func fallbackCount(run *record.Run) int {

@@ -53,6 +53,21 @@ type Moments struct {
 	// each of its outputs in the original model, bias left out. It stands in
 	// for XᵀX, which no method needs otherwise.
 	Energy map[string][]float64
+
+	// Residual is what layers that write into a residual sum are also to make
+	// up for, by name. It is not part of the encoding.
+	Residual map[string]*Residual
+}
+
+// Residual extends a layer's target by what the other term R of the sum that it
+// writes into has lost: Y* = XWᵀ + (R − R̃), where a normalization between the
+// layer and the sum divides R − R̃ by its factors.
+type Residual struct {
+	// Cross is X̃ᵀ(R − R̃), transposed: one (outputs of the group)×Inputs matrix
+	// per group.
+	Cross  []blas64.General
+	Sum    []float64 // Σ(R − R̃) of each output
+	Energy []float64 // ‖y*‖² of each output, the layer's bias left out
 }
 
 // Cross returns G of a group: H itself where the streams are the same.
@@ -143,7 +158,7 @@ type Solution struct {
 // moments (no damping). They are zero for a method that was given no moments.
 type Errors struct {
 	Energy  float64 // ‖XWᵀ‖²
-	Solved  float64 // ‖XWᵀ − X̃Ŵᵀ‖² of this solution, without Bias
+	Solved  float64 // ‖Y* − X̃Ŵᵀ‖² of this solution, less its mean where Bias takes that; Y* is XWᵀ or the residual target
 	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape
 	Soft    float64 // AdaRound: of the relaxed weights before they were rounded; else 0
 	Damping float64 // the λ that was added to H's diagonal, relative to its mean

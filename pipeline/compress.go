@@ -262,7 +262,10 @@ func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments,
 	if err := finiteMoments(m, c.graph.Values[s.value].Name); err != nil {
 		return nil, err
 	}
-	m.Energy, err = c.energies(ctx, s)
+	if m.Energy, err = c.energies(ctx, s); err != nil {
+		return nil, err
+	}
+	m.Residual, err = c.residuals(ctx, s)
 	c.clock.enter(StageUnits)
 	return m, err
 }
@@ -411,22 +414,21 @@ func (c *compression) correctBias(l *PlanLayer, correction []float64) error {
 	if err != nil {
 		return err
 	}
-	factor := func(int) float64 { return 1 }
-	if op := &c.graph.Ops[l.op]; op.Bias == "" {
-		bn := onlyBatchNorm(c.graph, op.Output)
-		scale, err := c.weights.original(bn.Scale)
-		if err != nil {
-			return err
-		}
-		variance, err := c.weights.original(bn.Var)
-		if err != nil {
-			return err
-		}
-		factor = func(i int) float64 { return float64(scale[i]) / math.Sqrt(float64(variance[i])+bn.Eps) }
-	}
 	corrected := make([]float32, len(old))
 	for i := range corrected {
-		corrected[i] = t.DType.Round(float32(float64(old[i]) + factor(i)*correction[i]))
+		corrected[i] = float32(correction[i])
+	}
+	if op := &c.graph.Ops[l.op]; op.Bias == "" {
+		factor, err := c.normFactor(onlyBatchNorm(c.graph, op.Output))
+		if err != nil {
+			return err
+		}
+		for i := range corrected {
+			corrected[i] *= factor[i]
+		}
+	}
+	for i := range corrected {
+		corrected[i] = t.DType.Round(old[i] + corrected[i])
 	}
 	c.weights.replaced[name] = corrected
 	return finite(name, corrected)

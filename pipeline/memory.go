@@ -77,9 +77,15 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		moments := groups * (3*8*n*n + 2*4*blas.GramRows*n)
 		// The weight, its target in float64 twice, its codes.
 		layers := out * n * (4 + 2*8 + 1)
-		if l.Options.Method == quantize.AdaRound {
+		switch l.Options.Method {
+		case quantize.AdaRound:
 			moments += groups * 12 * n * n
 			layers += out * n * 4
+		case quantize.Best:
+			moments += groups * 8 * n * n
+		}
+		if l.Options.Residual {
+			layers += 8 * out * n
 		}
 		if l.Options.NeedsMoments() {
 			needs[v].moments = max(needs[v].moments, moments)

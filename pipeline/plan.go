@@ -203,9 +203,11 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 	options, fallbacks := q.options().Fit(cols)
 	if options.BiasCorrection && biasHolder(graph, i) == "" {
 		options.BiasCorrection = false
-		fallbacks = append(fallbacks, layer.Fallback{
-			Asked: "bias correction", Got: "none", Reason: "the layer has no bias, and no batch normalization after it that could hold one",
-		})
+		if q.BiasCorrection != nil { // asked for, not just the method's default
+			fallbacks = append(fallbacks, layer.Fallback{
+				Asked: "bias correction", Got: "none", Reason: "the layer has no bias, and no batch normalization after it that could hold one",
+			})
+		}
 	}
 	if len(fallbacks) > 0 && r.OnFallback == "fail" {
 		return nil, &FallbackError{Layer: op.Name, Fallback: fallbacks[0]}

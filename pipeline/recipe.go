@@ -117,9 +117,10 @@ type Quantize struct {
 	Range          string    `yaml:"range"`
 	ScaleType      string    `yaml:"scale_type"`
 	Align          *bool     `yaml:"align"`
+	Residual       *bool     `yaml:"residual"`
 	Damping        float64   `yaml:"damping"`
 	ActOrder       bool      `yaml:"act_order"`
-	BiasCorrection bool      `yaml:"bias_correction"`
+	BiasCorrection *bool     `yaml:"bias_correction"`
 	AdaRound       *AdaRound `yaml:"adaround"`
 }
 
@@ -259,7 +260,7 @@ func (r *Recipe) check() (where, reason string) {
 		return "calibration", "has text.stride or targets, which are for evaluate alone"
 	}
 	if len(r.Rules) == 0 {
-		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {method: adaround, bits: 4}}]}`
+		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {bits: 4}}]}`
 	}
 	for i := range r.Rules {
 		if where, reason := r.Rules[i].check(); reason != "" {
@@ -335,13 +336,10 @@ func (rule *Rule) matches(name string) bool {
 }
 
 func (q *Quantize) check() (where, reason string) {
-	if q.Method == "" {
-		return ".method", "is missing; it is one of nearest, gptq, adaround"
-	}
 	if q.Bits == 0 {
 		return ".bits", "is missing; give 2 to 8"
 	}
-	if reason := oneOf(&q.Method, "nearest", "gptq", "adaround"); reason != "" {
+	if reason := oneOf(&q.Method, "best", "gptq", "adaround", "nearest"); reason != "" {
 		return ".method", reason
 	}
 	if q.Granularity == "" && q.GroupSize > 0 {
@@ -395,12 +393,11 @@ func (q *Quantize) options() quantize.Options {
 		Method: quantize.Method(q.Method), Bits: q.Bits,
 		Granularity: granularity(q.Granularity), GroupSize: q.GroupSize, Symmetric: q.Symmetric,
 		Range: quantize.Range(q.Range), Damping: q.Damping, ActOrder: q.ActOrder,
-		Align:          q.Method != "nearest",
-		BiasCorrection: q.BiasCorrection,
+		Align: q.Method != "nearest",
 	}
-	if q.Align != nil {
-		o.Align = *q.Align
-	}
+	o.Align = or(q.Align, o.Align)
+	o.Residual = or(q.Residual, o.Align && o.Method == quantize.Best)
+	o.BiasCorrection = or(q.BiasCorrection, o.Method == quantize.Best)
 	if a := q.AdaRound; a != nil {
 		o.AdaRound = quantize.AdaRoundOptions{
 			Steps: a.Steps, LearningRate: a.LearningRate, Lambda: a.Lambda,
@@ -408,6 +405,14 @@ func (q *Quantize) options() quantize.Options {
 		}
 	}
 	return o.WithDefaults()
+}
+
+// or returns what a recipe says, or else the default.
+func or(said *bool, otherwise bool) bool {
+	if said != nil {
+		return *said
+	}
+	return otherwise
 }
 
 // oneOf gives an empty value its default, the first allowed one, and says what

@@ -114,20 +114,39 @@ func (s *streams) catchUp(ctx context.Context, end int, changed []bool) error {
 		if err := s.stepOriginal(ctx, i); err != nil {
 			return err
 		}
-		if !s.compressed.ran[i] && s.same[i] && !changed[i] {
-			s.compressed.finish(i, s.original.values[s.original.graph.Ops[i].Output])
-		}
+		s.adopt(i, changed)
 	}
 	for i := range end {
-		if s.compressed.ran[i] {
-			continue
-		}
-		s.enter(StageCompressed)
-		if err := s.compressed.step(ctx, i); err != nil {
+		if err := s.stepCompressed(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// advance runs operation i, whose inputs are there, in both streams.
+func (s *streams) advance(ctx context.Context, i int, changed []bool) error {
+	if err := s.stepOriginal(ctx, i); err != nil {
+		return err
+	}
+	s.adopt(i, changed)
+	return s.stepCompressed(ctx, i)
+}
+
+// adopt lets the compressed stream take the original's tensor where operation i
+// has given the same to both.
+func (s *streams) adopt(i int, changed []bool) {
+	if !s.compressed.ran[i] && s.same[i] && !changed[i] {
+		s.compressed.finish(i, s.original.values[s.original.graph.Ops[i].Output])
+	}
+}
+
+func (s *streams) stepCompressed(ctx context.Context, i int) error {
+	if s.compressed.ran[i] {
+		return nil
+	}
+	s.enter(StageCompressed)
+	return s.compressed.step(ctx, i)
 }
 
 // stepOriginal runs operation i in the original stream unless it has run.

@@ -24,7 +24,10 @@ const adaRows = 32
 func (s *solver) adaRound(ctx context.Context) error {
 	singles, doubles := make([]blas32.General, len(s.grams)), make([]blas64.General, len(s.grams))
 	for g := range s.grams {
-		doubles[g] = s.grams[g].damped()
+		var err error
+		if doubles[g], err = s.grams[g].damped(ctx, s.pool); err != nil {
+			return err
+		}
 		singles[g] = unitDiagonal32(doubles[g])
 	}
 	s.soft = make([]float32, len(s.solution.Codes))
@@ -41,7 +44,8 @@ func (s *solver) adaRound(ctx context.Context) error {
 		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, floors: c.floors, ceils: c.ceils}
 		w, giveBack := s.borrow(b.to-b.from, n)
 		defer giveBack()
-		if err := q.run(ctx, c.target, w, b.from, codes); err != nil {
+		q.order64(w, c.target)
+		if err := q.run(ctx, w, b.from, codes); err != nil {
 			return err
 		}
 		ups := [][]bool{c.nearest, c.upsOf(codes), learned}

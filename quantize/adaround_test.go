@@ -19,7 +19,7 @@ import (
 func adaOnGrid(t *testing.T, h, w blas64.General, grid layer.Grid) []int8 {
 	t.Helper()
 	o := Options{Method: AdaRound, Bits: grid.Bits}.WithDefaults()
-	order := descending(h)
+	order := descending(diagonal(h))
 	u := reordered(h, order)
 	if err := linalg.InverseUpper(context.Background(), nil, u); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func objective(c *choices, h blas64.General, v []float64, lambda, beta float64) 
 			}
 			d[j] = (soft - c.target.Data[k]) / c.rowStep(r)
 		}
-		sum += quadratic(h, d) / mean
+		sum += quadForm(h, d) / mean
 	}
 	return sum
 }
@@ -302,6 +302,10 @@ func TestAdaRoundNeverWorseThanNearest(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		damped, err := s.grams[0].damped(context.Background(), s.pool)
+		if err != nil {
+			t.Fatal(err)
+		}
 		c := newChoices(s.target, &s.solution.Grid, 0)
 		cost := func(codes []int8, r int) float64 {
 			row, e := make([]float32, 48), make([]float64, 48)
@@ -309,7 +313,7 @@ func TestAdaRoundNeverWorseThanNearest(t *testing.T) {
 			for i := range e {
 				e[i] = float64(row[i]) - s.target.Data[r*48+i]
 			}
-			return quadratic(s.grams[0].damped(), e)
+			return quadForm(damped, e)
 		}
 		near := codesOf(c, c.nearest)
 		for r := range 20 {

@@ -29,6 +29,7 @@ type Factors struct {
 type factorKind struct {
 	damping float64
 	ordered bool // inputs in the order of descending diag(H)
+	centred bool // H of the inputs less their mean
 }
 
 // NewFactors returns the factors of moments, which may be nil, none made yet.
@@ -49,7 +50,7 @@ func (f *Factors) grams(ctx context.Context, p *pool.Pool, o Options) ([]gram, e
 	if f.moments == nil {
 		return nil, nil
 	}
-	kind := factorKind{or(o.Damping, DefaultDamping), o.ActOrder || o.Method == AdaRound}
+	kind := factorKind{or(o.Damping, DefaultDamping), o.ActOrder || o.Method == AdaRound || o.Method == Best, o.BiasCorrection}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if grams, ok := f.made[kind]; ok {
@@ -57,7 +58,7 @@ func (f *Factors) grams(ctx context.Context, p *pool.Pool, o Options) ([]gram, e
 	}
 	grams := make([]gram, f.moments.Groups)
 	err := p.For(ctx, len(grams), func(g int) (err error) {
-		grams[g], err = newGram(ctx, p, f.moments.H[g], kind)
+		grams[g], err = newGram(ctx, p, f.moments, g, kind)
 		if err != nil && ctx.Err() == nil {
 			err = fmt.Errorf("H of group %d: %w", g, err)
 		}
@@ -71,9 +72,11 @@ func (f *Factors) grams(ctx context.Context, p *pool.Pool, o Options) ([]gram, e
 
 // gram is H of one group, damped and factored: H + λI = unit·(UᵀU)⁻¹. The unit,
 // a power of two near the mean of H's diagonal, keeps factorizations and float32
-// copies away from extreme numbers.
+// copies away from extreme numbers. Where a bias takes the mean of the error, H
+// is that of the inputs less their mean, H − Σx̃·Σx̃ᵀ/rows.
 type gram struct {
-	h       blas64.General // H itself
+	h       blas64.General // of the inputs as they are
+	sum     []float64      // Σx̃/√rows; nil where nothing is centred
 	unit    float64
 	lambda  float64        // λ/unit
 	damping float64        // λ relative to the mean of H's diagonal
@@ -82,10 +85,22 @@ type gram struct {
 	dead    bool           // H is zero: no input was ever used, and U is I
 }
 
-func newGram(ctx context.Context, p *pool.Pool, h blas64.General, kind factorKind) (gram, error) {
-	n := h.Rows
-	mean := linalg.MeanDiagonal(h)
-	g := gram{h: h, unit: 1, lambda: 1, upper: linalg.NewGeneral(n, n)}
+func newGram(ctx context.Context, p *pool.Pool, m *layer.Moments, group int, kind factorKind) (gram, error) {
+	g := gram{h: m.H[group], unit: 1, lambda: 1}
+	n := g.h.Rows
+	if kind.centred {
+		g.sum = make([]float64, n)
+		for i, v := range m.SumXt[group*n:][:n] {
+			g.sum[i] = v / math.Sqrt(float64(m.Rows))
+		}
+	}
+	diagonal := make([]float64, n)
+	mean := 0.0
+	for i := range diagonal {
+		diagonal[i] = max(g.at(i, i), 0) // below by rounding only
+		mean += diagonal[i] / float64(n)
+	}
+	g.upper = linalg.NewGeneral(n, n)
 	if mean == 0 {
 		g.dead = true
 		for i := range n {
@@ -96,20 +111,11 @@ func newGram(ctx context.Context, p *pool.Pool, h blas64.General, kind factorKin
 	_, exp := math.Frexp(mean)
 	g.unit = math.Ldexp(1, min(max(exp, -1000), 1000)) // it and its inverse are finite and normal
 	if kind.ordered {
-		g.order = descending(h)
+		g.order = descending(diagonal)
 	}
 	lambda, grown, err := linalg.Damped(kind.damping, mean/g.unit, func(lambda float64) error {
-		for i := range n {
-			from := i
-			if g.order != nil {
-				from = g.order[i]
-			}
-			row := rowOf64(g.upper, i)
-			gather(row, rowOf64(h, from), g.order)
-			for j := range row {
-				row[j] /= g.unit
-			}
-			row[i] += lambda
+		if err := g.fill(ctx, p, g.upper, g.order, lambda); err != nil {
+			return err
 		}
 		return linalg.InverseUpper(ctx, p, g.upper)
 	})
@@ -117,16 +123,49 @@ func newGram(ctx context.Context, p *pool.Pool, h blas64.General, kind factorKin
 	return g, err
 }
 
+// at returns an element of H.
+func (g *gram) at(i, j int) float64 {
+	v := g.h.Data[i*g.h.Stride+j]
+	if g.sum != nil {
+		v -= g.sum[i] * g.sum[j]
+	}
+	return v
+}
+
+// fill overwrites dst with H/unit + λI, its inputs in the given order.
+func (g *gram) fill(ctx context.Context, p *pool.Pool, dst blas64.General, order []int, lambda float64) error {
+	const rows = 16
+	n := dst.Rows
+	return p.For(ctx, (n+rows-1)/rows, func(t int) error {
+		for i := t * rows; i < min((t+1)*rows, n); i++ {
+			from := i
+			if order != nil {
+				from = order[i]
+			}
+			row := rowOf64(dst, i)
+			gather(row, rowOf64(g.h, from), order)
+			if g.sum != nil {
+				for j := range row {
+					k := j
+					if order != nil {
+						k = order[j]
+					}
+					row[j] -= g.sum[from] * g.sum[k]
+				}
+			}
+			for j := range row {
+				row[j] /= g.unit
+			}
+			row[i] += lambda
+		}
+		return nil
+	})
+}
+
 // damped returns (H + λI)/unit.
-func (g *gram) damped() blas64.General {
-	a := linalg.Clone(g.h)
-	for i := range a.Data {
-		a.Data[i] /= g.unit
-	}
-	for i := range a.Rows {
-		a.Data[i*a.Stride+i] += g.lambda
-	}
-	return a
+func (g *gram) damped(ctx context.Context, p *pool.Pool) (blas64.General, error) {
+	a := linalg.NewGeneral(g.h.Rows, g.h.Rows)
+	return a, g.fill(ctx, p, a, nil, g.lambda)
 }
 
 // solve overwrites each row b with b̃ = unit·(H + λI)⁻¹·b and writes b̃ᵀb to dst.

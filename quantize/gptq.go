@@ -58,33 +58,20 @@ func (s *solver) gptq(ctx context.Context) error {
 		}
 		w, giveBack := s.borrow(b.to-b.from, s.target.Cols)
 		defer giveBack()
-		return q.run(ctx, rowsOf(s.target, b.from, b.to), w, b.from, s.solution.Codes[b.from*s.target.Cols:])
+		q.order64(w, rowsOf(s.target, b.from, b.to))
+		return q.run(ctx, w, b.from, s.solution.Codes[b.from*s.target.Cols:])
 	})
 }
 
 // descending returns the inputs in the order of descending diagonal, equal
 // ones in their own order.
-func descending(h blas64.General) []int {
-	order := make([]int, h.Rows)
+func descending(diagonal []float64) []int {
+	order := make([]int, len(diagonal))
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortStableFunc(order, func(a, b int) int {
-		return cmp.Compare(h.Data[b*h.Stride+b], h.Data[a*h.Stride+a])
-	})
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(diagonal[b], diagonal[a]) })
 	return order
-}
-
-// reordered returns a copy of h with its rows and columns in the given order.
-func reordered(h blas64.General, order []int) blas64.General {
-	if order == nil {
-		return linalg.Clone(h)
-	}
-	a := linalg.NewGeneral(h.Rows, h.Cols)
-	for i, from := range order {
-		gather(rowOf64(a, i), rowOf64(h, from), order)
-	}
-	return a
 }
 
 // gather writes src in the given order to dst.
@@ -98,13 +85,17 @@ func gather(dst, src []float64, order []int) {
 	}
 }
 
-// run writes the codes of some rows, the first of which stands at row first of
-// the grid. w, of the same shape, is overwritten.
-func (q *recursion) run(ctx context.Context, target, w blas64.General, first int, codes []int8) error {
-	n := target.Cols
-	for r := range w.Rows {
-		gather(rowOf64(w, r), rowOf64(target, r), q.order)
+// order64 writes rows to dst in the order of the pass.
+func (q *recursion) order64(dst, rows blas64.General) {
+	for r := range dst.Rows {
+		gather(rowOf64(dst, r), rowOf64(rows, r), q.order)
 	}
+}
+
+// run writes the codes of some rows, the first of which stands at row first of
+// the grid. w has the rows in the order of the pass, and is overwritten.
+func (q *recursion) run(ctx context.Context, w blas64.General, first int, codes []int8) error {
+	n := w.Cols
 	errs := linalg.NewGeneral(w.Rows, gptqBlock)
 	for start := 0; start < n; {
 		end := q.blockEnd(start, n)

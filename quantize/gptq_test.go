@@ -33,7 +33,9 @@ func gptqOnGrid(t *testing.T, h, w blas64.General, grid *layer.Grid, order []int
 	}
 	codes := make([]int8, w.Rows*w.Cols)
 	q := recursion{upper: u, order: order, grid: grid}
-	if err := q.run(context.Background(), w, linalg.Clone(w), 0, codes); err != nil {
+	ordered := linalg.Clone(w)
+	q.order64(ordered, w)
+	if err := q.run(context.Background(), ordered, 0, codes); err != nil {
 		t.Fatal(err)
 	}
 	return codes
@@ -44,7 +46,7 @@ func unitCost(h blas64.General, w []float64, codes []int8) float64 {
 	for i := range d {
 		d[i] = float64(codes[i]) - w[i]
 	}
-	return quadratic(h, d)
+	return quadForm(h, d)
 }
 
 // pair is the hand example of ALGORITHMS: its four costs are .6865, .0765,
@@ -209,7 +211,7 @@ func TestGPTQActOrder(t *testing.T) {
 	d := newData(5, shape{out: 4, in: 40, groups: 1, samples: 60, mismatch: 0.1})
 	o := Options{Method: GPTQ, Bits: 3, ActOrder: true, Align: true}
 	got := solve(t, d.prob, o)
-	order := descending(d.prob.Moments.H[0])
+	order := descending(diagonal(d.prob.Moments.H[0]))
 	if slices.IsSorted(order) {
 		t.Fatal("the problem needs no reordering")
 	}

@@ -202,22 +202,41 @@ func (f ranger) error(w []float64, s step, bound float64) float64 {
 // in the type it becomes the type's smallest positive value; where it is too
 // large it becomes the largest with which every code's value is finite.
 func (f ranger) affine(lo, hi float64) step {
+	s, zero := f.affineScale(lo, hi)
+	if !f.symmetric {
+		s.zero = f.zeroCode(math.RoundToEven(zero))
+	}
+	return s
+}
+
+// affineZero is affine with the zero point rounded down, or up by one more.
+func (f ranger) affineZero(lo, hi float64, up int) step {
+	s, zero := f.affineScale(lo, hi)
+	if !f.symmetric {
+		s.zero = f.zeroCode(math.Floor(zero) + float64(up))
+	}
+	return s
+}
+
+// affineScale returns the scale, and where the zero point would be exactly.
+func (f ranger) affineScale(lo, hi float64) (s step, zero float64) {
 	least, most := layer.CodeRange(f.bits)
-	levels := float64(most - least)
 	lo, hi = min(lo, 0), max(hi, 0)
 	if lo == 0 && hi == 0 {
-		return step{scale: 1}
+		return step{scale: 1}, 0
 	}
 	width := hi - lo
 	if f.symmetric {
 		width = 2 * max(-lo, hi)
 	}
-	s := step{scale: f.storable(width / levels)}
-	if !f.symmetric {
-		zero := math.RoundToEven(-lo/float64(s.scale)) + float64(least)
-		s.zero = int(min(zero, float64(most)))
-	}
-	return s
+	s = step{scale: f.storable(width / float64(most-least))}
+	return s, -lo/float64(s.scale) + float64(least)
+}
+
+// zeroCode brings a zero point into the range of codes.
+func (f ranger) zeroCode(zero float64) int {
+	least, most := layer.CodeRange(f.bits)
+	return int(min(max(zero, float64(least)), float64(most)))
 }
 
 // storable rounds a positive scale to the type it is stored in.

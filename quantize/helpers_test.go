@@ -104,7 +104,7 @@ func setH(prob *layer.Problem, h blas64.General) {
 	energy := make([]float64, prob.Weight.Rows)
 	for r := range energy {
 		w := float64s(rowOf32(prob.Weight, r))
-		energy[r] = quadratic(h, w)
+		energy[r] = quadForm(h, w)
 	}
 	m.Energy[prob.Layer] = energy
 	prob.Moments = m
@@ -157,7 +157,7 @@ func matrix(rows ...[]float64) blas64.General {
 	return a
 }
 
-func quadratic(h blas64.General, d []float64) float64 {
+func quadForm(h blas64.General, d []float64) float64 {
 	s := 0.0
 	for i, v := range d {
 		for j, u := range rowOf64(h, i) {
@@ -222,8 +222,6 @@ func values(s *layer.Solution) []float32 {
 	return v
 }
 
-var methods = []Method{Nearest, GPTQ, AdaRound}
-
 // everyOption calls f with methods, granularities, symmetry and range search
 // crossed.
 func everyOption(f func(name string, o Options)) {
@@ -251,4 +249,24 @@ func factored(t *testing.T, prob *layer.Problem, o Options) *solver {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func diagonal(h blas64.General) []float64 {
+	d := make([]float64, h.Rows)
+	for i := range d {
+		d[i] = h.Data[i*h.Stride+i]
+	}
+	return d
+}
+
+// reordered returns a copy of h with its rows and columns in the given order.
+func reordered(h blas64.General, order []int) blas64.General {
+	if order == nil {
+		return linalg.Clone(h)
+	}
+	a := linalg.NewGeneral(h.Rows, h.Cols)
+	for i, from := range order {
+		gather(rowOf64(a, i), rowOf64(h, from), order)
+	}
+	return a
 }

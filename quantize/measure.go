@@ -105,14 +105,13 @@ func (s *solver) trueErrors(ctx context.Context, candidates []func(r int, dst []
 func (s *solver) correctBias() {
 	m, n := s.prob.Moments, s.target.Cols
 	s.solution.Bias = make([]float64, s.target.Rows)
-	row := make([]float32, n)
+	row, wide := make([]float32, n), make([]float64, n)
 	for r := range s.target.Rows {
+		widen(wide, rowOf32(s.prob.Weight, r))
+		sum := s.targetSum(r, wide)
 		s.solution.Grid.Dequantize(row, s.solution.Codes[r*n:][:n], r)
-		at := s.prob.Group(r) * n
-		sum := 0.0
-		for c, w := range rowOf32(s.prob.Weight, r) {
-			sum += float64(w)*m.SumX[at+c] - float64(row[c])*m.SumXt[at+c]
-		}
+		widen(wide, row)
+		sum -= vec.Dot64(wide, m.SumXt[s.prob.Group(r)*n:][:n])
 		s.solution.Bias[r] = sum / float64(m.Rows)
 	}
 }

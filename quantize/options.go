@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 
 	"github.com/fettle-dev/fettle/layer"
 )
@@ -20,7 +22,10 @@ const (
 	Nearest  Method = "nearest"
 	GPTQ     Method = "gptq"
 	AdaRound Method = "adaround"
+	Best     Method = "best"
 )
+
+var methods = []Method{Nearest, GPTQ, AdaRound, Best}
 
 // Range says how the range of a grid is found.
 type Range string
@@ -52,6 +57,10 @@ type Options struct {
 	// errors of the layers before this one. Grids are found on W̃ then.
 	Align bool
 
+	// Residual, with Align, makes a layer that writes into a residual sum aim at
+	// XWᵀ + (R − R̃): it makes up for what the sum's other term has lost too.
+	Residual bool
+
 	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest
 	// takes it only with Align.
 	Damping float64
@@ -61,7 +70,8 @@ type Options struct {
 	ActOrder bool
 
 	// BiasCorrection sets Solution.Bias to the mean error of each output,
-	// (W·Σx − Ŵ·Σx̃)/rows.
+	// (Σy* − Ŵ·Σx̃)/rows. Since the bias takes the mean, codes are then found, and
+	// errors measured, on inputs and targets less their means.
 	BiasCorrection bool
 
 	AdaRound AdaRoundOptions // only for Method AdaRound
@@ -149,8 +159,8 @@ func (o Options) Check() error {
 	o = o.WithDefaults()
 	a := o.AdaRound
 	switch {
-	case o.Method != Nearest && o.Method != GPTQ && o.Method != AdaRound:
-		return &OptionError{"Method", quote(o.Method), "nearest, gptq or adaround"}
+	case !slices.Contains(methods, o.Method):
+		return &OptionError{"Method", quote(o.Method), "one of " + methodNames()}
 	case o.Bits < 2 || o.Bits > 8:
 		return &OptionError{"Bits", o.Bits, "2 to 8"}
 	case o.Granularity != layer.PerTensor && o.Granularity != layer.PerChannel && o.Granularity != layer.PerGroup:
@@ -161,6 +171,8 @@ func (o Options) Check() error {
 		return &OptionError{"GroupSize", o.GroupSize, "0 unless the granularity is group"}
 	case o.Range != MinMax && o.Range != MSE:
 		return &OptionError{"Range", quote(o.Range), "minmax or mse"}
+	case o.Residual && !o.Align:
+		return &OptionError{"Residual", o.Residual, "false without align"}
 	case !o.usesDamping() && o.Damping != 0:
 		return &OptionError{"Damping", o.Damping, "0 for nearest without align, which does not use it"}
 	case o.usesDamping() && !(o.Damping > 0 && o.Damping <= 1e6):
@@ -185,6 +197,14 @@ func (o Options) Check() error {
 		return &OptionError{"AdaRound.BetaStart", a.BetaStart, "at least BetaEnd"}
 	}
 	return nil
+}
+
+func methodNames() string {
+	var names []string
+	for _, m := range methods {
+		names = append(names, string(m))
+	}
+	return strings.Join(names, ", ")
 }
 
 func quote[T ~string](s T) string { return fmt.Sprintf("%q", string(s)) }

@@ -3,6 +3,7 @@ package quantize
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 
 	"gonum.org/v1/gonum/blas/blas64"
@@ -76,6 +77,8 @@ type solver struct {
 	grams  []gram         // one per group of a convolution; nil without moments
 	target blas64.General // what is quantized: W, or W̃ when aligned
 	soft   []float32      // AdaRound's relaxed weights, like W; else nil
+
+	residual *layer.Residual // the layer's, where it is asked for; else nil
 
 	// anchor is W̃, the weights of least damped error: W where the streams are
 	// the same. floor is what no weights can take back of each row's error; nil
@@ -157,11 +160,18 @@ func (s *solver) noteDamping() {
 	s.solution.Errors.Damping = damping
 }
 
-// align finds W̃ = W(G+λI)ᵀ(H+λI)⁻¹, and makes the target it, if asked to, or W.
-// Where both streams are the same it is W itself.
+// align finds W̃ = W(G+λI)ᵀ(H+λI)⁻¹, or (P+λW)(H+λI)⁻¹ with P = Y*ᵀX̃ of another
+// target Y*, and makes the target it, if asked to, or W. Where both streams are
+// the same it is W itself.
 func (s *solver) align(ctx context.Context) error {
 	w, m := s.prob.Weight, s.prob.Moments
-	crossed := m != nil && m.G != nil
+	if m != nil {
+		s.residual = m.Residual[s.prob.Layer]
+	}
+	if !s.o.Residual {
+		s.residual = nil
+	}
+	crossed := m != nil && (m.G != nil || s.residual != nil)
 	if !crossed || !s.o.Align {
 		s.target = linalg.NewGeneral(w.Rows, w.Cols)
 		for r := range w.Rows {
@@ -188,25 +198,55 @@ func (s *solver) align(ctx context.Context) error {
 const alignRows = 1024
 
 func (s *solver) alignBlock(ctx context.Context, b rowBlock) error {
-	gram := &s.grams[b.group]
+	gram, m, n := &s.grams[b.group], s.prob.Moments, s.prob.Weight.Cols
 	w, a := linalg.NewGeneral(b.to-b.from, s.prob.Weight.Cols), rowsOf(s.anchor, b.from, b.to)
 	for r := range w.Rows {
 		widen(rowOf64(w, r), rowOf32(s.prob.Weight, b.from+r))
 		copy(rowOf64(a, r), rowOf64(w, r))
 	}
-	if err := blas.Gemm64(ctx, s.pool, blas.NoTrans, blas.Trans, 1/gram.unit, w, s.prob.Moments.G[b.group], gram.lambda, a); err != nil {
+	if err := blas.Gemm64(ctx, s.pool, blas.NoTrans, blas.Trans, 1/gram.unit, w, m.Cross(b.group), gram.lambda, a); err != nil {
 		return err
 	}
 	floor := s.floor[b.from:b.to]
+	energy := make([]float64, len(floor))
+	for r := range energy {
+		energy[r] = s.energy()[b.from+r]
+		if s.residual != nil {
+			first, _ := s.prob.GroupRows(b.group)
+			vec.Axpy64(1/gram.unit, rowOf64(s.residual.Cross[b.group], b.from+r-first), rowOf64(a, r))
+		}
+		if gram.sum != nil {
+			mean := s.targetSum(b.from+r, rowOf64(w, r)) / math.Sqrt(float64(m.Rows))
+			vec.Axpy64(-mean/gram.unit, gram.sum[:n], rowOf64(a, r))
+			energy[r] -= mean * mean
+		}
+	}
 	if err := gram.solve(ctx, s.pool, a, floor); err != nil {
 		return err
 	}
-	energy := s.prob.Energy()[b.from:b.to]
 	for r, reached := range floor {
 		reached -= gram.lambda * vec.Dot64(rowOf64(w, r), rowOf64(w, r))
 		floor[r] = energy[r] - gram.unit*reached
 	}
 	return nil
+}
+
+// energy returns ‖y*‖² of each output.
+func (s *solver) energy() []float64 {
+	if s.residual != nil {
+		return s.residual.Energy
+	}
+	return s.prob.Energy()
+}
+
+// targetSum returns Σy* of output r, whose weights are w.
+func (s *solver) targetSum(r int, w []float64) float64 {
+	m := s.prob.Moments
+	sum := vec.Dot64(w, m.SumX[s.prob.Group(r)*m.Inputs:][:m.Inputs])
+	if s.residual != nil {
+		sum += s.residual.Sum[r]
+	}
+	return sum
 }
 
 // round finds the grid and the codes.
@@ -225,6 +265,8 @@ func (s *solver) round(ctx context.Context) (err error) {
 		return s.gptq(ctx)
 	case AdaRound:
 		return s.adaRound(ctx)
+	case Best:
+		return s.best(ctx)
 	default:
 		return nearest(ctx, s.pool, s.target, grid, s.solution.Codes)
 	}

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fettle-dev/fettle/internal/bench/methods"
 	"github.com/fettle-dev/fettle/pipeline"
 	"github.com/fettle-dev/fettle/record"
 )
@@ -26,7 +27,7 @@ import (
 func main() {
 	data := flag.String("data", "../shared/data", "folder of real models and data")
 	name := flag.String("model", "", "one model's folder; default all")
-	list := flag.String("methods", defaultMethods, "entries of label=keys of the quantize step, divided by ;")
+	list := flag.String("methods", methods.Default, "entries of label=keys of the quantize step, divided by ;")
 	only := flag.String("only", "", `run only settings whose name, such as "3 bits, groups of 32, GPTQ, aligned", holds this`)
 	draws := flag.Int("draws", 1, "calibration draws: 1 takes the first documents, N > 1 draws them with seeds 1 to N")
 	flag.Parse()
@@ -37,12 +38,6 @@ func main() {
 		os.Exit(1)
 	}
 }
-
-const defaultMethods = "nearest=method: nearest;" +
-	"GPTQ=method: gptq, align: false;" +
-	"GPTQ, aligned=method: gptq;" +
-	"AdaRound=method: adaround, align: false;" +
-	"AdaRound, aligned=method: adaround"
 
 const (
 	calibrationDocuments = 128
@@ -67,30 +62,6 @@ var subjects = []subject{
 	},
 }
 
-// method is a column of the tables.
-type method struct {
-	label string
-	step  string // keys of the quantize step beside bits and granularity
-}
-
-func parseMethods(list string) ([]method, error) {
-	var methods []method
-	for entry := range strings.SplitSeq(list, ";") {
-		if entry = strings.TrimSpace(entry); entry == "" {
-			continue
-		}
-		label, step, found := strings.Cut(entry, "=")
-		if !found {
-			return nil, fmt.Errorf("method %q: want label=keys of the quantize step", entry)
-		}
-		methods = append(methods, method{strings.TrimSpace(label), strings.TrimSpace(step)})
-	}
-	if len(methods) == 0 {
-		return nil, fmt.Errorf("no methods in %q", list)
-	}
-	return methods, nil
-}
-
 // grid is a row of the first table.
 type grid struct {
 	bits                    int
@@ -110,13 +81,13 @@ func grids() []grid {
 // cell is a setting, and its runs with one calibration draw each.
 type cell struct {
 	grid    grid
-	method  method
+	method  methods.Method
 	recipes []*pipeline.Recipe
 	runs    []*record.Run
 }
 
 func bench(ctx context.Context, data, name, list, only string, draws int) error {
-	methods, err := parseMethods(list)
+	columns, err := methods.Parse(list)
 	if err != nil {
 		return err
 	}
@@ -130,7 +101,7 @@ func bench(ctx context.Context, data, name, list, only string, draws int) error 
 		if name != "" && name != s.folder {
 			continue
 		}
-		cells, err := settings(s, methods, data, only, draws)
+		cells, err := settings(s, columns, data, only, draws)
 		if err != nil {
 			return err
 		}
@@ -149,20 +120,20 @@ func bench(ctx context.Context, data, name, list, only string, draws int) error 
 			continue
 		}
 		heading(s, tables[i])
-		overview(methods, tables[i])
+		overview(columns, tables[i])
 		details(tables[i])
 	}
 	return nil
 }
 
 func (c *cell) name() string {
-	return fmt.Sprintf("%d bits, %s, %s", c.grid.bits, c.grid.granularity, c.method.label)
+	return fmt.Sprintf("%d bits, %s, %s", c.grid.bits, c.grid.granularity, c.method.Label)
 }
 
-func settings(s subject, methods []method, data, only string, draws int) ([]*cell, error) {
+func settings(s subject, columns []methods.Method, data, only string, draws int) ([]*cell, error) {
 	var cells []*cell
 	for _, g := range grids() {
-		for _, m := range methods {
+		for _, m := range columns {
 			c := &cell{grid: g, method: m}
 			if !strings.Contains(c.name(), only) {
 				continue
@@ -177,7 +148,7 @@ model: {path: %s}
 calibration: {%s, samples: %d%s}
 rules: [{match: "*", steps: [{quantize: {%s, bits: %d, %s}}]}]
 evaluate: {%s, samples: %d}
-`, s.folder, s.calibration, calibrationDocuments, seed, m.step, g.bits, g.parameters, s.evaluation, evaluationDocuments)
+`, s.folder, s.calibration, calibrationDocuments, seed, m.Step, g.bits, g.parameters, s.evaluation, evaluationDocuments)
 				recipe, err := pipeline.ParseRecipe([]byte(text), filepath.Join(data, "recipe.yaml"))
 				if err != nil {
 					return nil, fmt.Errorf("%s: %w", c.name(), err)

@@ -5,6 +5,7 @@ import (
 	"math"
 	"strings"
 
+	"github.com/fettle-dev/fettle/internal/bench/methods"
 	"github.com/fettle-dev/fettle/record"
 )
 
@@ -27,27 +28,27 @@ func heading(s subject, cells []*cell) {
 
 // overview prints nats per token added: a row for each grid, a column for each
 // method.
-func overview(methods []method, cells []*cell) {
+func overview(columns []methods.Method, cells []*cell) {
 	at := make(map[grid]map[string]*cell)
 	for _, c := range cells {
 		if at[c.grid] == nil {
 			at[c.grid] = make(map[string]*cell)
 		}
-		at[c.grid][c.method.label] = c
+		at[c.grid][c.method.Label] = c
 	}
 	fmt.Print("| bits | scales |")
-	for _, m := range methods {
-		fmt.Printf(" %s |", m.label)
+	for _, m := range columns {
+		fmt.Printf(" %s |", m.Label)
 	}
-	fmt.Printf("\n|---|---|%s\n", strings.Repeat("---|", len(methods)))
+	fmt.Printf("\n|---|---|%s\n", strings.Repeat("---|", len(columns)))
 	for _, g := range grids() {
 		if at[g] == nil {
 			continue
 		}
 		fmt.Printf("| %d | %s |", g.bits, g.granularity)
-		for _, m := range methods {
+		for _, m := range columns {
 			text := ""
-			if c := at[g][m.label]; c != nil {
+			if c := at[g][m.Label]; c != nil {
 				text = c.added()
 			}
 			fmt.Printf(" %s |", text)
@@ -92,7 +93,7 @@ func details(cells []*cell) {
 			}
 			e := run.Evaluation.Language
 			fmt.Printf("| %d | %s | %s | %s | %.4f | %.4f … %.4f | %.4f | %.2f %% | %.2f | %.1f | %d | %d |\n",
-				c.grid.bits, c.grid.granularity, c.method.label, draw, e.LossIncrease, e.Interval[0], e.Interval[1],
+				c.grid.bits, c.grid.granularity, c.method.Label, draw, e.LossIncrease, e.Interval[0], e.Interval[1],
 				e.KL, e.Agreement, seconds(run, "solve"), run.Seconds, run.Output.WeightBytes, fallbacks(run))
 		}
 	}

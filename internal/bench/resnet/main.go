@@ -2,93 +2,123 @@
 // tables of docs/benchmarks.md. It needs the model and the images, which are
 // not part of the project:
 //
-//	go run ./internal/bench/resnet -data ../shared/data [-model resnet20|resnet56] [-draws 1]
+//	go run ./internal/bench/resnet -data ../shared/data [-model resnet20|resnet56] [-only "3 bits"] [-draws 5]
+//
+// Methods are given as a recipe's quantize step has them, beside bits:
+//
+//	go run ./internal/bench/resnet -methods 'nearest=method: nearest; GPTQ=method: gptq, act_order: true'
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
 
+	"github.com/fettle-dev/fettle/internal/bench/methods"
 	"github.com/fettle-dev/fettle/pipeline"
 	"github.com/fettle-dev/fettle/record"
 )
 
 func main() {
-	data := flag.String("data", "../shared/data", "folder of real models and data")
+	var b runner
+	flag.StringVar(&b.data, "data", "../shared/data", "folder of real models and data")
 	name := flag.String("model", "resnet20", "resnet20 or resnet56")
-	draws := flag.Int("draws", 1, "calibration draws: images 0…, then 1024…, 2048…")
-	only := flag.String("only", "", "run only settings whose name holds this")
+	list := flag.String("methods", methods.Default, "entries of label=keys of the quantize step, divided by ;")
+	flag.StringVar(&b.only, "only", "", `run only settings whose name, such as "3 bits, GPTQ, aligned", holds this`)
+	flag.IntVar(&b.draws, "draws", 1, "calibration draws: 1 takes the first 1,024 images, N > 1 draws them with seeds 1 to N")
+	flag.BoolVar(&b.tune, "tune", false, "evaluate on the last 1,017 images of train5085 in place of the test images, to choose defaults by")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := bench(ctx, *data, *name, *draws, *only); err != nil {
+	if err := b.bench(ctx, *name, *list); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-type setting struct {
-	name  string
-	step  string // keys of the quantize step beside bits
-	label string
+type runner struct {
+	data, only, model, temp string
+	draws, count            int
+	tune                    bool
 }
 
-var settings = []setting{
-	{"nearest", "method: nearest", "nearest"},
-	{"gptq", "method: gptq, align: false", "GPTQ"},
-	{"gptq-aligned", "method: gptq", "GPTQ, aligned"},
-	{"adaround", "method: adaround, align: false", "AdaRound"},
-	{"adaround-aligned", "method: adaround", "AdaRound, aligned"},
-}
-
-func bench(ctx context.Context, data, name string, draws int, only string) error {
-	models, err := filepath.Glob(filepath.Join(data, "resnet-cifar10", name+"-*.th"))
-	if err != nil || len(models) != 1 {
-		return fmt.Errorf("no model %s in %s", name, data)
-	}
-	temp, err := os.MkdirTemp("", "fettle-bench-*")
+func (b *runner) bench(ctx context.Context, name, list string) error {
+	columns, err := methods.Parse(list)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
-	b := &runner{data: data, model: models[0], temp: temp}
-	fmt.Println("| weights | bits | top-1 | KL | changed | interval of the drop | bytes | solver s |")
-	fmt.Println("|---|---|---|---|---|---|---|---|")
+	models, err := filepath.Glob(filepath.Join(b.data, "resnet-cifar10", name+"-*.th"))
+	if err != nil || len(models) != 1 {
+		return fmt.Errorf("no model %s in %s", name, b.data)
+	}
+	b.model = models[0]
+	if b.temp, err = os.MkdirTemp("", "fettle-bench-*"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.temp)
+	fmt.Println("| bits | method | KL | standard error | largest | top-1 | predictions changed | bytes | solver s | all s |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
 	for _, bits := range []int{4, 3, 2} {
-		for _, s := range settings {
-			if !strings.Contains(fmt.Sprintf("%s-w%d", s.name, bits), only) {
+		for _, m := range columns {
+			if !strings.Contains(fmt.Sprintf("%d bits, %s", bits, m.Label), b.only) {
 				continue
 			}
-			for draw := range draws {
-				run, err := b.run(ctx, s, bits, draw, 0)
-				if err != nil {
-					return err
-				}
-				printRow(s, bits, run)
+			if err := b.row(ctx, bits, m); err != nil {
+				return err
 			}
 		}
 	}
-	return b.digests(ctx, only)
+	return b.digests(ctx)
 }
 
-type runner struct {
-	data, model, temp string
-	count             int
+// row runs a setting with each draw and prints the means.
+func (b *runner) row(ctx context.Context, bits int, m methods.Method) error {
+	var kl, squares, largest, top1, changed, solver, all float64
+	var bytes int64
+	n := float64(b.draws)
+	for draw := range b.draws {
+		run, err := b.run(ctx, m.Step, bits, draw, 0)
+		if err != nil {
+			return fmt.Errorf("%d bits, %s: %w", bits, m.Label, err)
+		}
+		e := run.Evaluation
+		kl += e.KL / n
+		squares += e.KL * e.KL / n
+		largest = max(largest, e.KL)
+		top1 += e.Compressed.Top1 / n
+		changed += float64(e.Changed) / n
+		solver += seconds(run, "solve") / n
+		all += run.Seconds / n
+		bytes = run.Output.WeightBytes
+	}
+	deviation := "–"
+	if b.draws > 1 {
+		deviation = fmt.Sprintf("%.4f", math.Sqrt(max(squares-kl*kl, 0)/(n-1)))
+	}
+	fmt.Printf("| %d | %s | %.4f | %s | %.4f | %.2f %% | %.1f | %d | %.1f | %.1f |\n", bits, m.Label, kl, deviation, largest, top1, changed, bytes, solver, all)
+	return nil
 }
 
-func (b *runner) run(ctx context.Context, s setting, bits, draw, workers int) (*record.Run, error) {
-	first := 1024 * draw
+func (b *runner) run(ctx context.Context, step string, bits, draw, workers int) (*record.Run, error) {
+	train, test := filepath.Join(b.data, "cifar10", "train5085.bin"), filepath.Join(b.data, "cifar10", "test1017.bin")
+	calibration := "subset: [0, 1024]"
+	if b.draws > 1 {
+		calibration = fmt.Sprintf("subset: [0, 4068], samples: 1024, seed: %d", draw+1)
+	}
+	evaluation := fmt.Sprintf("data: %q", test)
+	if b.tune {
+		evaluation = fmt.Sprintf("data: %q, subset: [4068, 5085]", train)
+	}
 	text := fmt.Sprintf(`version: 1
-calibration: {data: %q, format: cifar10, subset: [%d, %d]}
+calibration: {data: %q, format: cifar10, %s}
 rules: [{match: "*", steps: [{quantize: {%s, bits: %d}}]}]
-evaluate: {data: %q, format: cifar10}
-`, filepath.Join(b.data, "cifar10", "train5085.bin"), first, first+1024, s.step, bits,
-		filepath.Join(b.data, "cifar10", "test1017.bin"))
+evaluate: {%s, format: cifar10}
+`, train, calibration, step, bits, evaluation)
 	recipe, err := pipeline.ParseRecipe([]byte(text), "")
 	if err != nil {
 		return nil, err
@@ -97,12 +127,6 @@ evaluate: {data: %q, format: cifar10}
 	recipe.Model.Path = b.model
 	recipe.Output.Path = filepath.Join(b.temp, fmt.Sprint(b.count))
 	return pipeline.Run(ctx, recipe, pipeline.Options{Workers: workers})
-}
-
-func printRow(s setting, bits int, run *record.Run) {
-	e := run.Evaluation
-	fmt.Printf("| %s | %d | %.2f %% | %.4f | %d | %.2f … %.2f | %d | %.1f |\n", s.label, bits,
-		e.Compressed.Top1, e.KL, e.Changed, e.Interval[0], e.Interval[1], run.Output.WeightBytes, seconds(run, "solve"))
 }
 
 func seconds(run *record.Run, stage string) float64 {
@@ -114,16 +138,15 @@ func seconds(run *record.Run, stage string) float64 {
 	return 0
 }
 
-// digests runs one setting with 1, 2 and 5 workers, and prints the stages of
-// the run with 2.
-func (b *runner) digests(ctx context.Context, only string) error {
-	s := settings[len(settings)-1]
-	if !strings.Contains(s.name+"-w4-digests", only) {
+// digests runs the default method with 1, 2 and 5 workers, and prints the
+// stages of the run with 2.
+func (b *runner) digests(ctx context.Context) error {
+	if b.only != "" {
 		return nil
 	}
 	fmt.Println()
 	for _, workers := range []int{1, 2, 5} {
-		run, err := b.run(ctx, s, 4, 0, workers)
+		run, err := b.run(ctx, "granularity: channel", 4, 0, workers)
 		if err != nil {
 			return err
 		}

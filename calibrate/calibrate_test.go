@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"gonum.org/v1/gonum/blas/blas32"
+
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
@@ -147,5 +149,65 @@ func TestAddRefusesPartsOfSamples(t *testing.T) {
 	a := New(pool.New(1), Rows(4, 4), true)
 	if err := a.Add(context.Background(), nil, make([]float32, 6)); err == nil {
 		t.Error("six values passed for samples of four")
+	}
+}
+
+// TestResidualAgainstTheDefinition: a linear layer and a grouped convolution,
+// with and without a normalization behind them, over more rows than one block.
+func TestResidualAgainstTheDefinition(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 2))
+	ctx := context.Background()
+	for _, c := range []struct {
+		reading Reading
+		samples int
+		area    int
+	}{{Rows(7, 7), 2500, 1}, {Convolution(convolution), 60, convolution.Rows()}} {
+		const out = 4
+		r := c.reading
+		xt := randoms(rng, c.samples*r.Size)
+		n := c.samples * out * c.area
+		s := Sum{Outputs: out, Y: randoms(rng, n), R: randoms(rng, n), RT: randoms(rng, n), Bias: randoms(rng, out)}
+		for _, factor := range [][]float32{nil, {2, 0.5, 0, -1}} {
+			s.Factor = factor
+			got, err := r.Residual(ctx, pool.New(2), xt, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			groups := r.groups()
+			row := make([]float32, r.Inputs)
+			for o := range out {
+				cross, sum, energy := make([]float64, r.Inputs), 0.0, 0.0
+				for i := range c.samples * c.area {
+					at := (i/c.area*out+o)*c.area + i%c.area
+					d := float64(s.R[at] - s.RT[at])
+					if factor != nil && factor[o] != 0 {
+						d /= float64(factor[o])
+					} else if factor != nil {
+						d = 0
+					}
+					y := float64(s.Y[at]-s.Bias[o]) + d
+					energy += y * y
+					sum += d
+					r.gather(blas32.General{Rows: 1, Cols: r.Inputs, Stride: r.Inputs, Data: row}, 0, xt[i/c.area*r.Size:][:r.Size], o/(out/groups), i%c.area, 1)
+					for j, x := range row {
+						cross[j] += d * float64(x)
+					}
+				}
+				near := func(what string, got, want float64) {
+					if math.Abs(got-want) > 1e-4*(1+math.Abs(want)) {
+						t.Errorf("%v, output %d, %s: %v, want %v", r, o, what, got, want)
+					}
+				}
+				near("sum", got.Sum[o], sum)
+				near("energy", got.Energy[o], energy)
+				m := got.Cross[o/(out/groups)]
+				for j, want := range cross {
+					near("cross", m.Data[o%(out/groups)*m.Stride+j], want)
+				}
+			}
+		}
+		if _, err := r.Residual(ctx, pool.New(1), xt[1:], s); err == nil {
+			t.Error("no error for a part of a sample")
+		}
 	}
 }

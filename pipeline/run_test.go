@@ -102,6 +102,70 @@ func TestRecordedErrorsAgainstTheModels(t *testing.T) {
 	}
 }
 
+// TestRecordedErrorsOfResidualTargets: with residual targets and corrected
+// biases, a layer's error is that of the sum it writes into, or of the
+// normalization behind it, over that one's factor.
+func TestRecordedErrorsOfResidualTargets(t *testing.T) {
+	ctx := context.Background()
+	r := glyphs(t, "bits: 3", "")
+	run := mustRun(t, r, pipeline.Options{})
+	ckpt, err := loader.Open(ctx, r.Model.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ckpt.Close()
+	written, err := export.Open(ctx, r.Output.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer written.Close()
+	graph, err := model.Build(ckpt.Tensors(), model.Options{InputShape: []int{1, 16, 16}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	images, err := pipeline.OpenImages(ctx, r.Calibration, graph, r.Model.Input)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := everyValue(t, graph, model.Stored(ckpt), images, nil)
+	xt := everyValue(t, graph, pipeline.Dequantized(written), images, nil)
+	layers := map[string]record.Layer{}
+	for _, l := range run.Layers {
+		layers[l.Name] = l
+	}
+	sums := 0
+	for i := range graph.Ops {
+		op := &graph.Ops[i]
+		if op.Conv == nil {
+			continue
+		}
+		norm := &graph.Ops[graph.Readers(op.Output)[0]]
+		at := norm.Output
+		if next := &graph.Ops[graph.Readers(at)[0]]; next.Kind == model.Add {
+			at = next.Output
+			sums++
+		}
+		scale, variance := make([]float32, op.Outputs), make([]float32, op.Outputs)
+		if err := errors.Join(ckpt.ReadFloat32(norm.BatchNorm.Scale, scale), ckpt.ReadFloat32(norm.BatchNorm.Var, variance)); err != nil {
+			t.Fatal(err)
+		}
+		area := len(x[at].Data) / x[at].Shape[0] / op.Outputs
+		var lost, energy float64
+		for k, v := range x[at].Data {
+			c := k / area % op.Outputs
+			d := float64(v-xt[at].Data[k]) / float64(scale[c]) * math.Sqrt(float64(variance[c])+norm.BatchNorm.Eps)
+			lost += d * d
+			energy += float64(x[op.Output].Data[k]) * float64(x[op.Output].Data[k])
+		}
+		if got, want := *layers[op.Name].RelativeError, lost/energy; math.Abs(got-want) > 2e-3*want {
+			t.Errorf("%s: relative error %v from moments, %v from the models' values", op.Name, got, want)
+		}
+	}
+	if sums == 0 {
+		t.Error("no layer writes into a sum")
+	}
+}
+
 // everyValue computes all values of the graph, each from its inputs in inputs
 // where given, else from those computed before.
 func everyValue(t *testing.T, g *model.Graph, w model.Weights, images *dataset.Images, inputs []*model.Tensor) []*model.Tensor {

@@ -3,7 +3,6 @@ package quantize
 import (
 	"cmp"
 	"context"
-	"math"
 	"slices"
 
 	"gonum.org/v1/gonum/blas/blas64"
@@ -38,7 +37,7 @@ func (s *solver) best(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		problems[g] = newQuadratic(h)
+		problems[g] = newQuadratic(h, s.target.Cols/max(1, s.solution.Grid.GroupsPerRow(s.target.Cols)))
 	}
 	return s.pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
@@ -47,16 +46,20 @@ func (s *solver) best(ctx context.Context) error {
 	})
 }
 
-// quadratic is the damped error (ŵ−w̃)ᵀH(ŵ−w̃) of one group's rows.
+// quadratic is the damped error (ŵ−w̃)ᵀH(ŵ−w̃) of one group of a convolution, or
+// of the whole layer.
 type quadratic struct {
 	h    blas64.General // H + λI over its unit
-	ones []float64      // H·1, row after row of sums
+	ones blas64.General // 1_kᵀ·H·1_l, 1_k being ones at the inputs that share a row's k-th step
 }
 
-func newQuadratic(h blas64.General) quadratic {
-	q := quadratic{h: h, ones: make([]float64, h.Rows)}
-	for i := range q.ones {
-		q.ones[i] = vec.Sum64(rowOf64(h, i))
+func newQuadratic(h blas64.General, span int) quadratic {
+	groups := h.Rows / span
+	q := quadratic{h: h, ones: linalg.NewGeneral(groups, groups)}
+	for i := range h.Rows {
+		for l := range groups {
+			q.ones.Data[i/span*groups+l] += vec.Sum64(rowOf64(h, i)[l*span:][:span])
+		}
 	}
 	return q
 }
@@ -208,48 +211,60 @@ func (t *bestTask) grids() []layer.Grid {
 // improve turns by descent and fitting the k-th attempt of each row into one
 // that neither makes better.
 func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, k int, hw blas64.General) error {
-	n := t.target.Cols
-	var list []*attempt
-	var at []int
+	var rows []*bestRow
 	for r := range kept {
 		if k < len(kept[r]) {
-			list, at = append(list, kept[r][k]), append(at, r)
+			rows = append(rows, &bestRow{attempt: kept[r][k], target: rowOf64(t.target, r), hw: rowOf64(hw, r)})
 		}
 	}
-	if len(list) == 0 {
-		return nil
-	}
-	d, hd := linalg.NewGeneral(len(list), n), linalg.NewGeneral(len(list), n)
-	for i, a := range list {
-		t.values(a, rowOf64(d, i))
-		vec.Axpy64(-1, rowOf64(t.target, at[i]), rowOf64(d, i))
-	}
-	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, d, t.q.h, 0, hd); err != nil {
-		return err
-	}
-	for i, a := range list {
-		if err := ctx.Err(); err != nil {
+	for range bestRounds {
+		if len(rows) == 0 {
+			return nil
+		}
+		if err := t.multiply(ctx, rows); err != nil {
 			return err
 		}
-		a.cost = vec.Dot64(rowOf64(d, i), rowOf64(hd, i))
-		t.improveRow(a, rowOf64(t.target, at[i]), rowOf64(hw, at[i]), rowOf64(hd, i))
+		for _, row := range rows {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			row.before = row.cost
+			t.descend(row)
+		}
+		if err := t.fit(ctx, rows); err != nil {
+			return err
+		}
+		// Only a new step opens new moves.
+		rows = slices.DeleteFunc(rows, func(row *bestRow) bool { return !row.fitted || !(row.cost < row.before*(1-leastGain)) })
 	}
 	return nil
 }
 
-// improveRow alternates descent and fitting. hd is H(ŵ−w̃).
-func (t *bestTask) improveRow(a *attempt, target, hw, hd []float64) {
-	for range bestRounds {
-		before := a.cost
-		t.descend(a, hd)
-		if t.o.Granularity != layer.PerTensor {
-			t.fit(a, target, hw, hd)
-		}
-		if !(a.cost < before*(1-leastGain)) {
-			return
-		}
+// bestRow is an attempt that is being improved.
+type bestRow struct {
+	*attempt
+	target, hw []float64 // w̃ and H·w̃
+	hd         []float64 // H(ŵ−w̃)
+	before     float64   // the cost when the round began
+	fitted     bool      // the last fit changed a step
+}
+
+// multiply brings hd and the cost of each row up to date.
+func (t *bestTask) multiply(ctx context.Context, rows []*bestRow) error {
+	n := t.target.Cols
+	d, hd := linalg.NewGeneral(len(rows), n), linalg.NewGeneral(len(rows), n)
+	for i, row := range rows {
+		t.values(row.attempt, rowOf64(d, i))
+		vec.Axpy64(-1, row.target, rowOf64(d, i))
 	}
-	t.descend(a, hd)
+	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, d, t.q.h, 0, hd); err != nil {
+		return err
+	}
+	for i, row := range rows {
+		row.hd = rowOf64(hd, i)
+		row.cost = vec.Dot64(rowOf64(d, i), row.hd)
+	}
+	return nil
 }
 
 // values writes an attempt's weights.
@@ -263,7 +278,8 @@ func (t *bestTask) values(a *attempt, dst []float64) {
 // descend moves one code after another to where the others leave it best, until
 // no single move helps. A move of input j by δ changes the error by
 // 2δ·(Hd)_j + δ²·H_jj.
-func (t *bestTask) descend(a *attempt, hd []float64) {
+func (t *bestTask) descend(a *bestRow) {
+	hd := a.hd
 	lo, hi := layer.CodeRange(t.o.Bits)
 	span, _ := t.span()
 	h := t.q.h
@@ -287,55 +303,5 @@ func (t *bestTask) descend(a *attempt, hd []float64) {
 		if !moved {
 			return
 		}
-	}
-}
-
-// fit moves the step of a row to the least squares fit of its codes, the zero
-// point to the nearest code, where that lowers the error. With a = the codes and
-// ŵ = s·a − t·1 it solves for s and t; then for s alone with t/s rounded.
-func (t *bestTask) fit(a *attempt, target, hw, hd []float64) {
-	if _, groups := t.span(); groups > 1 {
-		return
-	}
-	n := len(a.codes)
-	s := a.steps[0]
-	codes, q := make([]float64, n), make([]float64, n)
-	for j, c := range a.codes {
-		codes[j] = float64(c)
-		// H·(a−z·1) = (Hd + Hw̃)/s, and H·a adds z·H·1.
-		q[j] = (hd[j]+hw[j])/float64(s.scale) + float64(s.zero)*t.q.ones[j]
-	}
-	aa, a1, ones := vec.Dot64(codes, q), vec.Dot64(codes, t.q.ones), vec.Sum64(t.q.ones)
-	aw, w1, ww := vec.Dot64(codes, hw), vec.Sum64(hw), vec.Dot64(target, hw)
-	best, least := s, a.cost*(1-leastGain)
-	try := func(zero int) {
-		z := float64(zero)
-		cc := aa - 2*z*a1 + z*z*ones
-		cw := aw - z*w1
-		if !(cc > 0) || !(cw > 0) {
-			return
-		}
-		fitted := step{t.grid.storable(cw / cc), zero}
-		f := float64(fitted.scale)
-		if cost := f*f*cc - 2*f*cw + ww; cost < least {
-			best, least = fitted, cost
-		}
-	}
-	try(s.zero)
-	if !t.o.Symmetric {
-		lo, hi := layer.CodeRange(t.o.Bits)
-		if det := aa*ones - a1*a1; det > 0 {
-			sa, ta := (aw*ones-a1*w1)/det, (aw*a1-aa*w1)/det
-			if zero := math.Round(ta / sa); zero >= float64(lo) && zero <= float64(hi) {
-				try(int(zero))
-			}
-		}
-	}
-	if best == s {
-		return
-	}
-	a.steps[0], a.cost = best, least
-	for j := range hd {
-		hd[j] = float64(best.scale)*(q[j]-float64(best.zero)*t.q.ones[j]) - hw[j]
 	}
 }

@@ -436,3 +436,13 @@ func oneOf(value *string, allowed ...string) string {
 	}
 	return fmt.Sprintf("%q is not known%s (one of %s)", *value, hint, strings.Join(allowed, ", "))
 }
+
+// ParseOptions reads the keys of a recipe's quantize step, such as "method: gptq,
+// bits: 4", as the options of package quantize.
+func ParseOptions(step string) (quantize.Options, error) {
+	r, err := ParseRecipe(fmt.Appendf(nil, "version: 1\nrules: [{match: \"*\", steps: [{quantize: {%s}}]}]\n", step), "")
+	if err != nil {
+		return quantize.Options{}, err
+	}
+	return r.Rules[0].Steps[0].Quantize.options(), nil
+}

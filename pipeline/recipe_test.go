@@ -75,7 +75,7 @@ func TestRecipeErrors(t *testing.T) {
 		{"bits: 8", "bits: eight", `r.yaml:8: "eight" is not a whole number`},
 		{", bits: 8", "", `r.yaml:8: rules[0].steps[0].quantize.bits: is missing; give 2 to 8`},
 		{"method: nearest", "method: neerest", `r.yaml:8: rules[0].steps[0].quantize.method: "neerest" is not known; did you mean "nearest"?`},
-		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: "awq" is not known (one of nearest, gptq, adaround)`},
+		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: "awq" is not known (one of nearest, gptq, adaround, gpfq, spfq, qronos)`},
 		{"adaround: {steps: 10}", "adaround: {steps: 10, foo: 1}", `r.yaml:16: rules[2].steps[0].quantize.adaround: unknown key "foo"`},
 		{"method: adaround", "method: gptq", `r.yaml:16: rules[2].steps[0].quantize.adaround: tunes a method that gptq does not use`},
 		{"group_size: 32", "granularity: rows", `granularity: "rows" is not known`},

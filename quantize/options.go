@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fettle-dev/fettle/layer"
 )
@@ -20,6 +21,9 @@ const (
 	Nearest  Method = "nearest"
 	GPTQ     Method = "gptq"
 	AdaRound Method = "adaround"
+	GPFQ     Method = "gpfq"
+	SPFQ     Method = "spfq"
+	Qronos   Method = "qronos"
 )
 
 // Range says how the range of a grid is found.
@@ -38,7 +42,7 @@ const (
 // default means that default.
 type Options struct {
 	Method      Method
-	Bits        int               // 2…8
+	Bits        int               // 2…8; see StoredBits
 	Granularity layer.Granularity // default PerChannel
 	GroupSize   int               // inputs per group, for PerGroup
 
@@ -56,8 +60,9 @@ type Options struct {
 	// takes it only with Align.
 	Damping float64
 
-	// ActOrder makes GPTQ round inputs in the order of descending diag(H). With
-	// groups, their grids are then found before rounding starts (static groups).
+	// ActOrder makes GPTQ, Qronos, GPFQ and SPFQ round inputs in the order of
+	// descending diag(H). With groups, their grids are then found before rounding
+	// starts (static groups); GPFQ's and SPFQ's always are.
 	ActOrder bool
 
 	// BiasCorrection sets Solution.Bias to the mean error of each output,
@@ -65,6 +70,9 @@ type Options struct {
 	BiasCorrection bool
 
 	AdaRound AdaRoundOptions // only for Method AdaRound
+
+	Alphabet Alphabet    // in place of a grid; only for Methods GPFQ and SPFQ
+	GPFQ     GPFQOptions // only for Methods GPFQ and SPFQ
 }
 
 // AdaRoundOptions tune AdaRound's relaxation. The defaults were chosen on one
@@ -95,8 +103,11 @@ var defaultAdaRound = AdaRoundOptions{
 // WithDefaults returns the options with defaults in place of zero values: what
 // belongs into cache keys and records.
 func (o Options) WithDefaults() Options {
+	o = o.withPathDefaults()
 	o.Granularity = or(o.Granularity, layer.PerChannel)
-	o.Range = or(o.Range, MSE)
+	if o.Alphabet == "" {
+		o.Range = or(o.Range, MSE)
+	}
 	if o.usesDamping() {
 		o.Damping = or(o.Damping, DefaultDamping)
 	}
@@ -120,7 +131,9 @@ func or[T comparable](v, fallback T) T {
 	return v
 }
 
-func (o Options) usesDamping() bool { return o.Method != Nearest || o.Align }
+func (o Options) usesDamping() bool {
+	return o.Align || (o.Method != Nearest && !o.followsPath())
+}
 
 // NeedsMoments reports whether Solve needs the problem's moments.
 func (o Options) NeedsMoments() bool {
@@ -149,8 +162,8 @@ func (o Options) Check() error {
 	o = o.WithDefaults()
 	a := o.AdaRound
 	switch {
-	case o.Method != Nearest && o.Method != GPTQ && o.Method != AdaRound:
-		return &OptionError{"Method", quote(o.Method), "nearest, gptq or adaround"}
+	case !slices.Contains([]Method{Nearest, GPTQ, AdaRound, GPFQ, SPFQ, Qronos}, o.Method):
+		return &OptionError{"Method", quote(o.Method), "nearest, gptq, adaround, gpfq, spfq or qronos"}
 	case o.Bits < 2 || o.Bits > 8:
 		return &OptionError{"Bits", o.Bits, "2 to 8"}
 	case o.Granularity != layer.PerTensor && o.Granularity != layer.PerChannel && o.Granularity != layer.PerGroup:
@@ -159,18 +172,20 @@ func (o Options) Check() error {
 		return &OptionError{"GroupSize", o.GroupSize, "at least 1 with granularity group"}
 	case o.Granularity != layer.PerGroup && o.GroupSize != 0:
 		return &OptionError{"GroupSize", o.GroupSize, "0 unless the granularity is group"}
-	case o.Range != MinMax && o.Range != MSE:
+	case o.Range != MinMax && o.Range != MSE && o.Alphabet == "":
 		return &OptionError{"Range", quote(o.Range), "minmax or mse"}
 	case !o.usesDamping() && o.Damping != 0:
-		return &OptionError{"Damping", o.Damping, "0 for nearest without align, which does not use it"}
+		return &OptionError{"Damping", o.Damping, fmt.Sprintf("0 for %s without align, which does not use it", o.Method)}
 	case o.usesDamping() && !(o.Damping > 0 && o.Damping <= 1e6):
 		return &OptionError{"Damping", o.Damping, "a positive number up to 1e6, relative to the mean of H's diagonal"}
-	case o.ActOrder && o.Method != GPTQ:
-		return &OptionError{"ActOrder", o.ActOrder, "false unless the method is gptq"}
+	case o.ActOrder && (o.Method == Nearest || o.Method == AdaRound):
+		return &OptionError{"ActOrder", o.ActOrder, "false unless the method is gptq, qronos, gpfq or spfq"}
 	case o.Method != AdaRound && a != AdaRoundOptions{}:
 		return &OptionError{"AdaRound", a, "nothing unless the method is adaround"}
 	case o.Method != AdaRound:
-		return nil
+		return o.checkPath()
+	case o.Alphabet != "" || o.GPFQ != GPFQOptions{}:
+		return o.checkPath()
 	case a.Steps < 1 || a.Steps > 1e6:
 		return &OptionError{"AdaRound.Steps", a.Steps, "1 to 1000000"}
 	case !(a.LearningRate > 0 && a.LearningRate <= 10):

@@ -16,7 +16,7 @@ import (
 // grid whose range is searched. GPFQ's and SPFQ's authors work on them.
 //
 // Over the layer's rows rad is the mean of a quantile of a row's |w|, and the
-// last level is C·rad (2201.11113, §6; GPFQOptions holds C and the quantile).
+// last level is C·rad, as in the code of Zhang, Zhou and Saab (arXiv 2201.11113).
 type Alphabet string
 
 const (
@@ -29,8 +29,9 @@ const (
 	AlphabetBinary Alphabet = "binary"
 )
 
-// Threshold says how sparse GPFQ makes small values 0 (2201.11113, §5). Its
-// threshold λ is GPFQOptions.Lambda·rad.
+// Threshold says how sparse GPFQ (arXiv 2201.11113) makes small values 0. Its
+// threshold λ is GPFQOptions.Lambda·rad: relative, so that it means the same in
+// every layer.
 type Threshold string
 
 const (

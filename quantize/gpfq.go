@@ -18,7 +18,7 @@ import (
 )
 
 // path is GPFQ's pass over the inputs of some rows (Lybrand and Saab, arXiv
-// 2010.11189, eq. 2; Zhang, Zhou and Saab, 2201.11113, §3). With the columns X_t
+// 2010.11189; Zhang, Zhou and Saab, arXiv 2201.11113). With the columns X_t
 // and X̃_t of the data it keeps an error u, from 0, and for each input in turn
 //
 //	u += w_t·X_t,  v = ⟨X̃_t, u⟩/‖X̃_t‖²,  q_t = Q(v),  u −= q_t·X̃_t
@@ -28,8 +28,8 @@ import (
 //
 //	v = (Σ_{j≤t} G_tj·w_j − Σ_{j<t} H_tj·q_j) / H_tt
 //
-// and where G = H, v = w_t + Σ_{j<t} H_tj·(w_j − q_j)/H_tt. SPFQ (2309.10975)
-// differs in Q alone, which then rounds up or down at random, without bias.
+// and where G = H, v = w_t + Σ_{j<t} H_tj·(w_j − q_j)/H_tt. SPFQ (arXiv
+// 2309.10975) differs in Q alone, which then rounds up or down at random, without bias.
 type path struct {
 	h     blas64.General // H, its inputs in the order of the pass
 	g     blas64.General // G in that order; of no rows where the pass needs none
@@ -117,8 +117,9 @@ func (s *solver) newPath(group int) path {
 // Where G = H, q* is w and the first term 0. For an aligned target q* is w̃, and
 // by the split of the squares in H + λI the error is at most the floor plus the
 // sum. |ε_t| is at most half a step (SPFQ: a step) unless v_t lies outside the
-// grid; then it counts as it is. So the bound depends on the weights only where
-// something is clipped.
+// grid; then it counts as it is, so the bound holds whatever is clipped. Where
+// nothing is, it is known before anything is rounded. SPFQ's expected sum is at
+// most a quarter of what the bound takes.
 func (s *solver) followRows(ctx context.Context, p *path, b rowBlock, codes []int8, bounds []float64) error {
 	rows, n := b.to-b.from, s.target.Cols
 	w, giveBack := s.borrow(rows, n)

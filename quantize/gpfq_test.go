@@ -131,9 +131,12 @@ func TestGPFQMatchesDataForm(t *testing.T) {
 func TestGPFQSolveMatchesDataForm(t *testing.T) {
 	for _, mismatch := range []float64{0, 0.3} {
 		for _, o := range []Options{
-			{Method: GPFQ, Bits: 3}, {Method: GPFQ, Bits: 4, Symmetric: true, Granularity: layer.PerTensor},
-			{Method: GPFQ, Bits: 2, Granularity: layer.PerGroup, GroupSize: 35}, {Method: GPFQ, Bits: 3, Alphabet: AlphabetGPFQ},
-			{Method: GPFQ, Alphabet: AlphabetTernary, GPFQ: GPFQOptions{C: 0.7, Quantile: 0.9}}, {Method: GPFQ, Alphabet: AlphabetBinary, GPFQ: GPFQOptions{C: 1, Quantile: 0.5}},
+			{Method: GPFQ, Bits: 3},
+			{Method: GPFQ, Bits: 4, Symmetric: true, Granularity: layer.PerTensor},
+			{Method: GPFQ, Bits: 2, Granularity: layer.PerGroup, GroupSize: 35},
+			{Method: GPFQ, Bits: 3, Alphabet: AlphabetGPFQ},
+			{Method: GPFQ, Alphabet: AlphabetTernary, GPFQ: GPFQOptions{C: 0.7, Quantile: 0.9}},
+			{Method: GPFQ, Alphabet: AlphabetBinary, GPFQ: GPFQOptions{C: 1, Quantile: 0.5}},
 			{Method: GPFQ, Bits: 3, ActOrder: true},
 		} {
 			d := newData(21, shape{out: 6, in: 140, groups: 2, samples: 200, mismatch: mismatch})
@@ -504,13 +507,21 @@ func pathOptions(f func(name string, o Options)) {
 	for _, align := range []bool{false, true} {
 		for _, actOrder := range []bool{false, true} {
 			for _, o := range []Options{
-				{Method: GPFQ, Bits: 3}, {Method: GPFQ, Bits: 4, Range: MinMax, Symmetric: true}, {Method: GPFQ, Bits: 2, Granularity: layer.PerTensor},
-				{Method: GPFQ, Bits: 3, Granularity: layer.PerGroup, GroupSize: 4}, {Method: SPFQ, Bits: 3}, {Method: SPFQ, Bits: 8, Granularity: layer.PerGroup, GroupSize: 4},
-				{Method: GPFQ, Bits: 4, Alphabet: AlphabetGPFQ}, {Method: SPFQ, Bits: 7, Alphabet: AlphabetGPFQ},
-				{Method: GPFQ, Alphabet: AlphabetTernary}, {Method: SPFQ, Alphabet: AlphabetBinary}, {Method: GPFQ, Alphabet: AlphabetBinary, GPFQ: GPFQOptions{C: 2, Quantile: 0.5}},
+				{Method: GPFQ, Bits: 3},
+				{Method: GPFQ, Bits: 4, Range: MinMax, Symmetric: true},
+				{Method: GPFQ, Bits: 2, Granularity: layer.PerTensor},
+				{Method: GPFQ, Bits: 3, Granularity: layer.PerGroup, GroupSize: 4},
+				{Method: SPFQ, Bits: 3},
+				{Method: SPFQ, Bits: 8, Granularity: layer.PerGroup, GroupSize: 4},
+				{Method: GPFQ, Bits: 4, Alphabet: AlphabetGPFQ},
+				{Method: SPFQ, Bits: 7, Alphabet: AlphabetGPFQ},
+				{Method: GPFQ, Alphabet: AlphabetTernary},
+				{Method: SPFQ, Alphabet: AlphabetBinary},
+				{Method: GPFQ, Alphabet: AlphabetBinary, GPFQ: GPFQOptions{C: 2, Quantile: 0.5}},
 				{Method: GPFQ, Bits: 4, Alphabet: AlphabetGPFQ, GPFQ: GPFQOptions{Threshold: HardThreshold, Lambda: 0.4}},
 				{Method: GPFQ, Bits: 4, Alphabet: AlphabetGPFQ, GPFQ: GPFQOptions{Threshold: SoftThreshold, Lambda: 0.4}},
-				{Method: Qronos, Bits: 3}, {Method: Qronos, Bits: 4, Granularity: layer.PerGroup, GroupSize: 4},
+				{Method: Qronos, Bits: 3},
+				{Method: Qronos, Bits: 4, Granularity: layer.PerGroup, GroupSize: 4},
 			} {
 				if o.Align, o.ActOrder = align, actOrder; o.Method == Qronos && !align {
 					continue
@@ -546,8 +557,15 @@ func TestPathHardInputs(t *testing.T) {
 	}
 	for name, change := range cases {
 		for i, s := range []shape{
-			{5, 16, 1, 40, 0.1}, {4, 16, 2, 40, 0}, {1, 1, 1, 3, 0.1}, {1, 40, 1, 50, 0.1}, {40, 1, 1, 50, 0.1},
-			{3, 70, 1, 20, 0.2}, {130, 3, 1, 20, 0.2}, {4, 1, 4, 9, 0.1}, {6, 9, 6, 64, 0.1},
+			{5, 16, 1, 40, 0.1},
+			{4, 16, 2, 40, 0},
+			{1, 1, 1, 3, 0.1},
+			{1, 40, 1, 50, 0.1},
+			{40, 1, 1, 50, 0.1},
+			{3, 70, 1, 20, 0.2},
+			{130, 3, 1, 20, 0.2},
+			{4, 1, 4, 9, 0.1},
+			{6, 9, 6, 64, 0.1},
 		} {
 			d := newData(30, s)
 			if name == "zero rows" && s.in != 16 {

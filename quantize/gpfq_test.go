@@ -127,7 +127,7 @@ func TestGPFQMatchesDataForm(t *testing.T) {
 }
 
 // TestGPFQSolveMatchesDataForm on random data, whose residual is the error found
-// from the moments. Aligned, it is the data form of W̃ on X̃ but for damping.
+// from the moments.
 func TestGPFQSolveMatchesDataForm(t *testing.T) {
 	for _, mismatch := range []float64{0, 0.3} {
 		for _, o := range []Options{
@@ -174,6 +174,31 @@ func TestGPFQSolveMatchesDataForm(t *testing.T) {
 			if s.Errors.Bound < s.Errors.Solved {
 				t.Errorf("%+v: error %v is more than its bound %v", o, s.Errors.Solved, s.Errors.Bound)
 			}
+		}
+	}
+}
+
+// TestAlignedGPFQMatchesDataForm: it is the data form of W̃ on X̃ alone, with the
+// damping's rows √λ·I below, which is what they add to the squares.
+func TestAlignedGPFQMatchesDataForm(t *testing.T) {
+	const n = 140
+	d := newData(35, shape{out: 6, in: n, groups: 2, samples: 200, mismatch: 0.3})
+	o := Options{Method: GPFQ, Bits: 3, Align: true}.WithDefaults()
+	sol, s := solve(t, d.prob, o), factored(t, d.prob, o)
+	if err := s.align(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for r := range 6 {
+		g := d.prob.Group(r)
+		damped := linalg.NewGeneral(200+n, n)
+		copy(damped.Data, d.xt[g].Data)
+		for i := range n {
+			damped.Data[(200+i)*n+i] = math.Sqrt(DefaultDamping * linalg.MeanDiagonal(d.prob.Moments.H[g]))
+		}
+		want, _ := dataForm(damped, damped, rowOf64(s.target, r), func(int) step { return stepAt(&sol.Grid, r) },
+			func(v float64, st step) int { return st.code(v, -4, 3) })
+		if got := sol.Codes[r*n:][:n]; !slices.Equal(got, want) {
+			t.Fatalf("row %d: codes %v, want %v", r, got, want)
 		}
 	}
 }

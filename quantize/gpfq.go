@@ -145,8 +145,8 @@ func (s *solver) followRows(ctx context.Context, p *path, b rowBlock, codes []in
 	if err := p.unrounded(ctx, w, carry, s.prob.Energy()[b.from:b.to], rest); err != nil {
 		return err
 	}
-	// What is rounded differs from w by the streams' difference alone, but G
-	// holds w's part too: so the pass is that of weights 0 that start from T.
+	// T holds all that v takes from w, so the pass is that of weights 0 whose
+	// carry begins with T.
 	for r := range rows {
 		gather(rowOf64(carry, r), rowOf64(s.target, b.from+r), p.order)
 	}

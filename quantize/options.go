@@ -54,10 +54,11 @@ type Options struct {
 
 	// Align solves for W̃ = W(G+λI)ᵀ(H+λI)⁻¹ instead of W, which corrects the
 	// errors of the layers before this one. Grids are found on W̃ then.
+	// Qronos cannot do without; GPFQ and SPFQ without it correct them by G.
 	Align bool
 
-	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest
-	// takes it only with Align.
+	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest,
+	// GPFQ and SPFQ take it only with Align.
 	Damping float64
 
 	// ActOrder makes GPTQ, Qronos, GPFQ and SPFQ round inputs in the order of

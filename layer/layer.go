@@ -162,6 +162,10 @@ type Errors struct {
 	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape
 	Soft    float64 // AdaRound: of the relaxed weights before they were rounded; else 0
 	Damping float64 // the λ that was added to H's diagonal, relative to its mean
+
+	// Bound is what Solved cannot exceed, by the theory of GPFQ and SPFQ; 0 where
+	// no bound is known.
+	Bound float64 `json:",omitempty"`
 }
 
 // Relative returns Solved/Energy, or 0 where no energy was measured.
@@ -169,6 +173,9 @@ func (e Errors) Relative() float64 { return ratio(e.Solved, e.Energy) }
 
 // NearestRelative returns Nearest/Energy, or 0 where no energy was measured.
 func (e Errors) NearestRelative() float64 { return ratio(e.Nearest, e.Energy) }
+
+// BoundRelative returns Bound/Energy, or 0 where there is none.
+func (e Errors) BoundRelative() float64 { return ratio(e.Bound, e.Energy) }
 
 func ratio(a, b float64) float64 {
 	if b == 0 {

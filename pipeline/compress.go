@@ -456,6 +456,9 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 			soft := s.Errors.Soft / s.Errors.Energy
 			entry.SoftRelativeError = &soft
 		}
+		if bound := s.Errors.BoundRelative(); bound > 0 {
+			entry.BoundRelativeError = &bound
+		}
 	}
 	for _, f := range fallbacks {
 		entry.Fallbacks = append(entry.Fallbacks, record.Fallback(f))

@@ -77,6 +77,9 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		moments := groups * (3*8*n*n + 2*4*blas.GramRows*n)
 		// The weight, its target in float64 twice, its codes.
 		layers := out * n * (4 + 2*8 + 1)
+		if m := l.Options.Method; l.Options.ActOrder && (m == quantize.GPFQ || m == quantize.SPFQ) {
+			moments += groups * 2 * 8 * n * n // H and G in the order of the pass
+		}
 		switch l.Options.Method {
 		case quantize.AdaRound:
 			moments += groups * 12 * n * n

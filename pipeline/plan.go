@@ -220,7 +220,7 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, Options: options, Fallbacks: fallbacks, op: i,
 		Spec: export.Spec{
 			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols, Transposed: op.Transposed,
-			Bits: options.Bits, Granularity: options.Granularity, GroupSize: options.GroupSize,
+			Bits: options.StoredBits(), Granularity: options.Granularity, GroupSize: options.GroupSize,
 			Symmetric: options.Symmetric, ScaleType: scaleType,
 		},
 	}, nil

@@ -122,7 +122,21 @@ type Quantize struct {
 	ActOrder       bool      `yaml:"act_order"`
 	BiasCorrection *bool     `yaml:"bias_correction"`
 	AdaRound       *AdaRound `yaml:"adaround"`
+	Alphabet       string    `yaml:"alphabet"`
+	GPFQ           *GPFQ     `yaml:"gpfq"`
 }
+
+// GPFQ tunes gpfq and spfq.
+type GPFQ struct {
+	C         float64 `yaml:"c"`
+	Quantile  float64 `yaml:"quantile"`
+	Threshold string  `yaml:"threshold"` // soft or hard
+	Lambda    float64 `yaml:"lambda"`
+	Seed      uint64  `yaml:"seed"`
+}
+
+// The methods of quantize steps, the default first.
+var quantizeMethods = []string{"best", "gptq", "adaround", "qronos", "gpfq", "spfq", "nearest"}
 
 // AdaRound tunes that method.
 type AdaRound struct {
@@ -336,10 +350,10 @@ func (rule *Rule) matches(name string) bool {
 }
 
 func (q *Quantize) check() (where, reason string) {
-	if q.Bits == 0 {
+	if q.Bits == 0 && q.Alphabet != "ternary" && q.Alphabet != "binary" {
 		return ".bits", "is missing; give 2 to 8"
 	}
-	if reason := oneOf(&q.Method, "best", "gptq", "adaround", "nearest"); reason != "" {
+	if reason := oneOf(&q.Method, quantizeMethods...); reason != "" {
 		return ".method", reason
 	}
 	if q.Granularity == "" && q.GroupSize > 0 {
@@ -353,10 +367,17 @@ func (q *Quantize) check() (where, reason string) {
 		{".granularity", &q.Granularity, []string{"channel", "tensor", "group"}},
 		{".range", &q.Range, []string{"mse", "minmax"}},
 		{".scale_type", &q.ScaleType, []string{"model", "f32", "f16", "bf16"}},
+		{".alphabet", &q.Alphabet, []string{"gpfq", "ternary", "binary"}},
 	} {
+		if *c.value == "" {
+			continue // the default depends on the other keys
+		}
 		if reason := oneOf(c.value, c.allowed...); reason != "" {
 			return c.key, reason
 		}
+	}
+	if q.GPFQ != nil && q.Method != "gpfq" && q.Method != "spfq" {
+		return ".gpfq", fmt.Sprintf("tunes methods other than %s; remove it", q.Method)
 	}
 	if q.AdaRound != nil && q.Method != "adaround" {
 		return ".adaround", fmt.Sprintf("tunes a method that %s does not use; remove it", q.Method)
@@ -372,7 +393,7 @@ func (q *Quantize) check() (where, reason string) {
 // .group_size, AdaRound.Steps into .adaround.steps.
 func optionKey(field string) string {
 	var b strings.Builder
-	for part := range strings.SplitSeq(strings.Replace(field, "AdaRound", "Adaround", 1), ".") {
+	for part := range strings.SplitSeq(strings.NewReplacer("AdaRound", "Adaround", "GPFQ", "Gpfq").Replace(field), ".") {
 		for i, r := range part {
 			switch {
 			case i == 0:
@@ -386,14 +407,16 @@ func optionKey(field string) string {
 	return b.String()
 }
 
-// options resolves what was asked for. AdaRound and GPTQ align unless told not
-// to: it costs nothing and corrects what earlier layers lost.
+// options resolves what was asked for. Methods align unless told not to: it
+// costs nothing and corrects what earlier layers lost. Nearest rounding should
+// be plain, and GPFQ corrects what they lost by itself.
 func (q *Quantize) options() quantize.Options {
 	o := quantize.Options{
 		Method: quantize.Method(q.Method), Bits: q.Bits,
 		Granularity: granularity(q.Granularity), GroupSize: q.GroupSize, Symmetric: q.Symmetric,
 		Range: quantize.Range(q.Range), Damping: q.Damping, ActOrder: q.ActOrder,
-		Align: q.Method != "nearest",
+		Align:    q.Method != "nearest" && q.Method != "gpfq",
+		Alphabet: quantize.Alphabet(q.Alphabet),
 	}
 	o.Align = or(q.Align, o.Align)
 	o.Residual = or(q.Residual, o.Align && o.Method == quantize.Best)
@@ -402,6 +425,11 @@ func (q *Quantize) options() quantize.Options {
 		o.AdaRound = quantize.AdaRoundOptions{
 			Steps: a.Steps, LearningRate: a.LearningRate, Lambda: a.Lambda,
 			Warmup: a.Warmup, BetaStart: a.BetaStart, BetaEnd: a.BetaEnd,
+		}
+	}
+	if g := q.GPFQ; g != nil {
+		o.GPFQ = quantize.GPFQOptions{
+			C: g.C, Quantile: g.Quantile, Threshold: quantize.Threshold(g.Threshold), Lambda: g.Lambda, Seed: g.Seed,
 		}
 	}
 	return o.WithDefaults()

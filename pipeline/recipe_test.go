@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/fettle-dev/fettle/quantize"
 )
 
 const goodRecipe = `version: 1
@@ -75,7 +77,7 @@ func TestRecipeErrors(t *testing.T) {
 		{"bits: 8", "bits: eight", `r.yaml:8: "eight" is not a whole number`},
 		{", bits: 8", "", `r.yaml:8: rules[0].steps[0].quantize.bits: is missing; give 2 to 8`},
 		{"method: nearest", "method: neerest", `r.yaml:8: rules[0].steps[0].quantize.method: "neerest" is not known; did you mean "nearest"?`},
-		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: "awq" is not known (one of best, gptq, adaround, nearest)`},
+		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: "awq" is not known (one of best, gptq, adaround, qronos, gpfq, spfq, nearest)`},
 		{"adaround: {steps: 10}", "adaround: {steps: 10, foo: 1}", `r.yaml:16: rules[2].steps[0].quantize.adaround: unknown key "foo"`},
 		{"method: adaround", "method: gptq", `r.yaml:16: rules[2].steps[0].quantize.adaround: tunes a method that gptq does not use`},
 		{"group_size: 32", "granularity: rows", `granularity: "rows" is not known`},
@@ -106,6 +108,51 @@ func TestRecipeErrors(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("more than one line: %v", err)
+		}
+	}
+}
+
+// TestRecipePaths: the keys of gpfq, spfq and qronos, their defaults and faults.
+func TestRecipePaths(t *testing.T) {
+	parse := func(step string) (*quantize.Options, error) {
+		r, err := ParseRecipe([]byte("version: 1\nrules: [{match: \"*\", steps: [{quantize: {"+step+"}}]}]"), "")
+		if err != nil {
+			return nil, err
+		}
+		o := r.Rules[0].Steps[0].Quantize.options()
+		return &o, nil
+	}
+	for step, want := range map[string]quantize.Options{
+		"method: gpfq, bits: 3":                    {Method: "gpfq", Bits: 3},
+		"method: gpfq, bits: 3, align: true":       {Method: "gpfq", Bits: 3, Align: true},
+		"method: spfq, bits: 3, gpfq: {seed: 7}":   {Method: "spfq", Bits: 3, Align: true, GPFQ: quantize.GPFQOptions{Seed: 7}},
+		"method: qronos, bits: 3, act_order: true": {Method: "qronos", Bits: 3, Align: true, ActOrder: true},
+		"method: gpfq, alphabet: ternary":          {Method: "gpfq", Bits: 2, Alphabet: "ternary"},
+		"method: spfq, alphabet: binary, bits: 2":  {Method: "spfq", Bits: 2, Alphabet: "binary", Align: true},
+		"method: gpfq, alphabet: gpfq, bits: 4":    {Method: "gpfq", Bits: 4, Alphabet: "gpfq"},
+		"method: gpfq, alphabet: gpfq, bits: 4, gpfq: {c: 1.8, quantile: 0.99, threshold: hard, lambda: 0.1}": {
+			Method: "gpfq", Bits: 4, Alphabet: "gpfq", GPFQ: quantize.GPFQOptions{C: 1.8, Quantile: 0.99, Threshold: "hard", Lambda: 0.1},
+		},
+	} {
+		if got, err := parse(step); err != nil || *got != want.WithDefaults() {
+			t.Errorf("%s:\n got %+v, %v\nwant %+v", step, got, err, want.WithDefaults())
+		}
+	}
+	for step, want := range map[string]string{
+		"method: gpfq":                                         `quantize.bits: is missing; give 2 to 8`,
+		"method: gptq, bits: 4, alphabet: gpfq":                `quantize.alphabet: is "gpfq", want nothing unless the method is gpfq or spfq`,
+		"method: gpfq, bits: 4, alphabet: gptq":                `quantize.alphabet: "gptq" is not known; did you mean "gpfq"?`,
+		"method: gptq, bits: 4, gpfq: {c: 1}":                  `quantize.gpfq: tunes methods other than gptq; remove it`,
+		"method: gpfq, bits: 8, alphabet: gpfq":                `quantize.bits: is 8, want 2 to 7 with alphabet gpfq`,
+		"method: gpfq, alphabet: ternary, range: mse":          `quantize.range: is "mse", want nothing with an alphabet`,
+		"method: gpfq, alphabet: ternary, gpfq: {lambda: 0.1}": `quantize.gpfq.lambda: is 0.1, want 0 without a threshold`,
+		"method: gpfq, bits: 4, gpfq: {lamda: 0.1}":            `unknown key "lamda"; did you mean "lambda"?`,
+		"method: qronos, bits: 4, align: false":                `quantize.align: is false, want true for qronos`,
+		"method: gpfq, bits: 4, damping: 0.1":                  `quantize.damping: is 0.1, want 0 for gpfq without align`,
+	} {
+		var re *RecipeError
+		if _, err := parse(step); !errors.As(err, &re) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s:\n got %v\nwant %s", step, err, want)
 		}
 	}
 }

@@ -330,6 +330,25 @@ func TestAlignmentPays(t *testing.T) {
 	}
 }
 
+// TestPathsEndToEnd: path-following methods and alphabets reach the files with
+// the sizes foretold (a run that finds another size fails), their errors within
+// the bounds that the record holds.
+func TestPathsEndToEnd(t *testing.T) {
+	for step, bits := range map[string]int{
+		"method: gpfq, bits: 3": 3, "method: spfq, bits: 4, bias_correction: true": 4, "method: qronos, bits: 3": 3,
+		"method: gpfq, bits: 3, alphabet: gpfq": 4, "method: gpfq, alphabet: ternary": 2, "method: spfq, alphabet: binary": 2,
+		"method: gpfq, bits: 4, alphabet: gpfq, gpfq: {threshold: hard, lambda: 0.3}": 5,
+	} {
+		run := mustRun(t, glyphs(t, step, ""), pipeline.Options{})
+		for _, l := range run.Layers {
+			bounded := l.BoundRelativeError != nil
+			if l.Bits != bits || bounded == (l.Method == "qronos") || bounded && *l.RelativeError > *l.BoundRelativeError {
+				t.Errorf("%s: layer %+v", step, l)
+			}
+		}
+	}
+}
+
 func TestOutputIsNotTouched(t *testing.T) {
 	r := glyphs(t, "method: nearest, bits: 4", "")
 	boom := errors.New("boom")

@@ -16,16 +16,25 @@
 //     full batches, no noise. The learned choice, nearest rounding and GPTQ's
 //     choice bounded to down or up then each start a tabu search by single
 //     flips, and each row keeps the best that was met.
+//   - GPFQ (Lybrand and Saab, arXiv 2010.11189; Zhang et al., 2201.11113) rounds
+//     the inputs of a row one after the other, each so that the error of the
+//     inputs up to it is least. It takes the difference between the streams from
+//     G; with Options.Align it works on W̃ and H instead. SPFQ (2309.10975) rounds
+//     at random, without bias. Both also work on their authors' alphabets, and
+//     know a bound of their error.
+//   - Qronos (Zhang et al., arXiv 2505.11695) is GPTQ on an aligned target whose
+//     first input is rounded for the weights after it as they were.
 //
 // # The objective
 //
-// With Ĥ = H + λI, all methods minimise, row by row,
+// With Ĥ = H + λI, methods minimise, row by row,
 //
 //	(ŵ − w̃)ᵀ Ĥ (ŵ − w̃),  w̃ = w, or with Options.Align w̃ = Ĥ⁻¹(G + λI)w
 //
 // which for the aligned target equals ‖Xw − X̃ŵ‖² + λ‖w − ŵ‖² up to a constant.
 // λ is Options.Damping times the mean of H's diagonal, times ten as often as
 // the factorization needs it. What Solution.Errors reports has no damping.
+// GPFQ and SPFQ without alignment take ‖Xw − X̃ŵ‖² itself, prefix by prefix.
 //
 // # Dead inputs
 //
@@ -33,5 +42,6 @@
 // the nearest code: nothing is known of it, so this protects rows that
 // calibration did not see. (The authors' GPTQ sets such weights to zero.) It
 // takes part in no feedback. This needs no special case: damping makes such an
-// input independent of the others.
+// input independent of the others. Only GPFQ and SPFQ, as their authors do, give
+// it the weight 0.
 package quantize

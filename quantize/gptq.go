@@ -34,16 +34,24 @@ type recursion struct {
 	// asked for.
 	damped []float64
 
+	// leads are rounded in place of each row's first input, by the grid's rows.
+	// Nil for the input itself.
+	leads []float64
+
 	// floors and ceils, row-major like the rows given to run, bound each code.
 	// Nil for all codes.
 	floors, ceils []int8
 }
 
-// gptq solves all rows in the order of the inputs, or of descending diag(H).
+// gptq solves all rows by GPTQ or Qronos, in the order of the inputs, or of descending diag(H).
 func (s *solver) gptq(ctx context.Context) error {
 	var search *ranger
 	if s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
 		search = &s.grid
+	}
+	var leads []float64
+	if s.o.Method == Qronos {
+		leads = s.leads()
 	}
 	if len(s.target.Data) > 0 && &s.target.Data[0] == &s.anchor.Data[0] {
 		s.damped = make([]float64, s.target.Rows)
@@ -52,7 +60,7 @@ func (s *solver) gptq(ctx context.Context) error {
 	return s.pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
 		g := &s.grams[b.group]
-		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, search: search}
+		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, search: search, leads: leads}
 		if s.damped != nil {
 			q.damped = s.damped[b.from:b.to]
 		}
@@ -155,7 +163,11 @@ func (q *recursion) runRow(w, errs []float64, row, start, end int, codes []int8,
 		if q.floors != nil {
 			lo, hi = int(q.floors[bounds+col]), int(q.ceils[bounds+col])
 		}
-		code := s.code(w[i], lo, hi)
+		v := w[i]
+		if i == 0 && q.leads != nil {
+			v = q.leads[row]
+		}
+		code := s.code(v, lo, hi)
 		codes[col] = int8(code)
 		u := q.upper.Data[i*q.upper.Stride:]
 		e := (w[i] - float64(s.value(code))) / u[i]

@@ -222,6 +222,9 @@ func values(s *layer.Solution) []float32 {
 	return v
 }
 
+// methods are those whose every option the general tests cross.
+var methods = []Method{Nearest, GPTQ, AdaRound, Best}
+
 // everyOption calls f with methods, granularities, symmetry and range search
 // crossed.
 func everyOption(f func(name string, o Options)) {
@@ -261,12 +264,5 @@ func diagonal(h blas64.General) []float64 {
 
 // reordered returns a copy of h with its rows and columns in the given order.
 func reordered(h blas64.General, order []int) blas64.General {
-	if order == nil {
-		return linalg.Clone(h)
-	}
-	a := linalg.NewGeneral(h.Rows, h.Cols)
-	for i, from := range order {
-		gather(rowOf64(a, i), rowOf64(h, from), order)
-	}
-	return a
+	return inOrderOf(h, nil, nil, order)
 }

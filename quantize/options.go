@@ -23,9 +23,12 @@ const (
 	GPTQ     Method = "gptq"
 	AdaRound Method = "adaround"
 	Best     Method = "best"
+	GPFQ     Method = "gpfq"
+	SPFQ     Method = "spfq"
+	Qronos   Method = "qronos"
 )
 
-var methods = []Method{Nearest, GPTQ, AdaRound, Best}
+var allMethods = []Method{Best, GPTQ, AdaRound, Qronos, GPFQ, SPFQ, Nearest}
 
 // Range says how the range of a grid is found.
 type Range string
@@ -43,7 +46,7 @@ const (
 // default means that default.
 type Options struct {
 	Method      Method
-	Bits        int               // 2…8
+	Bits        int               // 2…8; see StoredBits
 	Granularity layer.Granularity // default PerChannel
 	GroupSize   int               // inputs per group, for PerGroup
 
@@ -55,18 +58,20 @@ type Options struct {
 
 	// Align solves for W̃ = W(G+λI)ᵀ(H+λI)⁻¹ instead of W, which corrects the
 	// errors of the layers before this one. Grids are found on W̃ then.
+	// Qronos cannot do without; GPFQ and SPFQ without it correct them by G.
 	Align bool
 
 	// Residual, with Align, makes a layer that writes into a residual sum aim at
 	// XWᵀ + (R − R̃): it makes up for what the sum's other term has lost too.
 	Residual bool
 
-	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest
-	// takes it only with Align.
+	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest,
+	// GPFQ and SPFQ take it only with Align.
 	Damping float64
 
-	// ActOrder makes GPTQ round inputs in the order of descending diag(H). With
-	// groups, their grids are then found before rounding starts (static groups).
+	// ActOrder makes GPTQ, Qronos, GPFQ and SPFQ round inputs in the order of
+	// descending diag(H). With groups, their grids are then found before rounding
+	// starts (static groups); GPFQ's and SPFQ's always are.
 	ActOrder bool
 
 	// BiasCorrection sets Solution.Bias to the mean error of each output,
@@ -75,6 +80,9 @@ type Options struct {
 	BiasCorrection bool
 
 	AdaRound AdaRoundOptions // only for Method AdaRound
+
+	Alphabet Alphabet    // in place of a grid; only for Methods GPFQ and SPFQ
+	GPFQ     GPFQOptions // only for Methods GPFQ and SPFQ
 }
 
 // AdaRoundOptions tune AdaRound's relaxation. The defaults were chosen on one
@@ -105,8 +113,11 @@ var defaultAdaRound = AdaRoundOptions{
 // WithDefaults returns the options with defaults in place of zero values: what
 // belongs into cache keys and records.
 func (o Options) WithDefaults() Options {
+	o = o.withPathDefaults()
 	o.Granularity = or(o.Granularity, layer.PerChannel)
-	o.Range = or(o.Range, MSE)
+	if o.Alphabet == "" {
+		o.Range = or(o.Range, MSE)
+	}
 	if o.usesDamping() {
 		o.Damping = or(o.Damping, DefaultDamping)
 	}
@@ -130,7 +141,9 @@ func or[T comparable](v, fallback T) T {
 	return v
 }
 
-func (o Options) usesDamping() bool { return o.Method != Nearest || o.Align }
+func (o Options) usesDamping() bool {
+	return o.Align || (o.Method != Nearest && !o.followsPath())
+}
 
 // NeedsMoments reports whether Solve needs the problem's moments.
 func (o Options) NeedsMoments() bool {
@@ -159,7 +172,7 @@ func (o Options) Check() error {
 	o = o.WithDefaults()
 	a := o.AdaRound
 	switch {
-	case !slices.Contains(methods, o.Method):
+	case !slices.Contains(allMethods, o.Method):
 		return &OptionError{"Method", quote(o.Method), "one of " + methodNames()}
 	case o.Bits < 2 || o.Bits > 8:
 		return &OptionError{"Bits", o.Bits, "2 to 8"}
@@ -169,20 +182,22 @@ func (o Options) Check() error {
 		return &OptionError{"GroupSize", o.GroupSize, "at least 1 with granularity group"}
 	case o.Granularity != layer.PerGroup && o.GroupSize != 0:
 		return &OptionError{"GroupSize", o.GroupSize, "0 unless the granularity is group"}
-	case o.Range != MinMax && o.Range != MSE:
+	case o.Range != MinMax && o.Range != MSE && o.Alphabet == "":
 		return &OptionError{"Range", quote(o.Range), "minmax or mse"}
 	case o.Residual && !o.Align:
 		return &OptionError{"Residual", o.Residual, "false without align"}
 	case !o.usesDamping() && o.Damping != 0:
-		return &OptionError{"Damping", o.Damping, "0 for nearest without align, which does not use it"}
+		return &OptionError{"Damping", o.Damping, fmt.Sprintf("0 for %s without align, which does not use it", o.Method)}
 	case o.usesDamping() && !(o.Damping > 0 && o.Damping <= 1e6):
 		return &OptionError{"Damping", o.Damping, "a positive number up to 1e6, relative to the mean of H's diagonal"}
-	case o.ActOrder && o.Method != GPTQ:
-		return &OptionError{"ActOrder", o.ActOrder, "false unless the method is gptq"}
+	case o.ActOrder && (o.Method == Nearest || o.Method == AdaRound || o.Method == Best):
+		return &OptionError{"ActOrder", o.ActOrder, "false unless the method is gptq, qronos, gpfq or spfq"}
 	case o.Method != AdaRound && a != AdaRoundOptions{}:
 		return &OptionError{"AdaRound", a, "nothing unless the method is adaround"}
 	case o.Method != AdaRound:
-		return nil
+		return o.checkPath()
+	case o.Alphabet != "" || o.GPFQ != GPFQOptions{}:
+		return o.checkPath()
 	case a.Steps < 1 || a.Steps > 1e6:
 		return &OptionError{"AdaRound.Steps", a.Steps, "1 to 1000000"}
 	case !(a.LearningRate > 0 && a.LearningRate <= 10):
@@ -201,7 +216,7 @@ func (o Options) Check() error {
 
 func methodNames() string {
 	var names []string
-	for _, m := range methods {
+	for _, m := range allMethods {
 		names = append(names, string(m))
 	}
 	return strings.Join(names, ", ")

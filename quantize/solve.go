@@ -33,7 +33,8 @@ func Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*
 //
 // Cost, for an out×in weight: nearest out·in·24 roundings for the range search;
 // with moments n³/3 multiply-adds for the factor of H (see Prepare) and out·in²
-// to measure two errors; alignment 2·out·in² more, GPTQ out·in²/2; AdaRound
+// to measure two errors; alignment 2·out·in² more, GPTQ and Qronos out·in²/2; GPFQ
+// and SPFQ up to 2·out·in² (see followPath); AdaRound
 // out·in² for each step, and its search a few thousand times out·in. Memory: two
 // out×in matrices of float64, and some rows for each worker.
 func (f *Factors) Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*layer.Solution, error) {
@@ -123,7 +124,7 @@ func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 		Layer: prob.Layer, Method: string(o.Method), Rows: w.Rows, Cols: w.Cols,
 		Codes: make([]int8, w.Rows*w.Cols),
 	}
-	s.grid = ranger{o.Bits, o.Symmetric, o.Range, prob.ScaleType}
+	s.grid = ranger{o.StoredBits(), o.Symmetric, o.Range, prob.ScaleType}
 	s.o, s.solution.Fallbacks = o.Fit(w.Cols)
 	return s
 }
@@ -151,7 +152,7 @@ func (s *solver) noteDamping() {
 		}
 		damping = max(damping, g.damping)
 	}
-	if dead > 0 && s.o.Method != Nearest {
+	if dead > 0 && s.o.Method != Nearest && !s.o.followsPath() {
 		s.fallBack(string(s.o.Method), string(Nearest), fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, len(s.grams)))
 	}
 	if damping > s.o.Damping {
@@ -252,21 +253,27 @@ func (s *solver) targetSum(r int, w []float64) float64 {
 // round finds the grid and the codes.
 func (s *solver) round(ctx context.Context) (err error) {
 	grid := &s.solution.Grid
-	if s.o.Method == GPTQ && s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
+	if (s.o.Method == GPTQ || s.o.Method == Qronos) && s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
 		*grid = s.grid.emptyGrid(s.target.Rows, s.target.Cols, s.o.Granularity, s.o.GroupSize)
 		return s.gptq(ctx)
 	}
-	*grid, err = s.grid.newGrid(ctx, s.pool, s.target, s.o.Granularity, s.o.GroupSize)
+	if s.o.Alphabet != "" {
+		*grid, err = s.alphabetGrid(ctx, s.target)
+	} else {
+		*grid, err = s.grid.newGrid(ctx, s.pool, s.target, s.o.Granularity, s.o.GroupSize)
+	}
 	if err != nil {
 		return err
 	}
 	switch s.o.Method {
-	case GPTQ:
+	case GPTQ, Qronos:
 		return s.gptq(ctx)
 	case AdaRound:
 		return s.adaRound(ctx)
 	case Best:
 		return s.best(ctx)
+	case GPFQ, SPFQ:
+		return s.followPath(ctx)
 	default:
 		return nearest(ctx, s.pool, s.target, grid, s.solution.Codes)
 	}

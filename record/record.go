@@ -119,6 +119,9 @@ type Layer struct {
 	RelativeError        *float64 `json:"relative_error,omitempty"`
 	NearestRelativeError *float64 `json:"nearest_relative_error,omitempty"`
 	SoftRelativeError    *float64 `json:"soft_relative_error,omitempty"`
+	// BoundRelativeError is what RelativeError cannot exceed, where the method's
+	// theory knows it: gpfq and spfq.
+	BoundRelativeError *float64 `json:"bound_relative_error,omitempty"`
 
 	Cached    bool       `json:"cached"` // the solution was on disk from an earlier run
 	Seconds   float64    `json:"seconds"`

@@ -16,10 +16,16 @@
 //     full batches, no noise. The learned choice, nearest rounding and GPTQ's
 //     choice bounded to down or up then each start a tabu search by single
 //     flips, and each row keeps the best that was met.
+//   - HQQ (Badri and Shaji 2023) fits grids by half-quadratic splitting of
+//     Σ|w − ŵ|^0.7 and rounds to nearest. It needs no data.
+//
+// Two parts of AWQ (Lin et al., arXiv 2306.00978) go with any method: its search
+// for where to clip weights (Options.Range), and ScaleInputs, which finds by what
+// to multiply the inputs' weights and divide the inputs.
 //
 // # The objective
 //
-// With Ĥ = H + λI, all methods minimise, row by row,
+// With Ĥ = H + λI, all methods that take moments minimise, row by row,
 //
 //	(ŵ − w̃)ᵀ Ĥ (ŵ − w̃),  w̃ = w, or with Options.Align w̃ = Ĥ⁻¹(G + λI)w
 //

@@ -42,7 +42,7 @@ type recursion struct {
 // gptq solves all rows in the order of the inputs, or of descending diag(H).
 func (s *solver) gptq(ctx context.Context) error {
 	var search *ranger
-	if s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
+	if s.o.gridOnTheWay() {
 		search = &s.grid
 	}
 	if len(s.target.Data) > 0 && &s.target.Data[0] == &s.anchor.Data[0] {

@@ -20,7 +20,11 @@ const (
 	Nearest  Method = "nearest"
 	GPTQ     Method = "gptq"
 	AdaRound Method = "adaround"
+	HQQ      Method = "hqq"
 )
+
+// dataFree reports whether the method itself needs no moments.
+func (m Method) dataFree() bool { return m == Nearest || m == HQQ }
 
 // Range says how the range of a grid is found.
 type Range string
@@ -32,6 +36,10 @@ const (
 	// least Σ|w − ŵ|^2.4 of nearest rounding, as GPTQ's and BRECQ's code do. It
 	// tries every fifth and then the best one's neighbours.
 	MSE Range = "mse"
+	// AWQ clips weights at one of max|w|·(1 − i/20), i = 0 … 9, that with the
+	// least output error of nearest rounding (see clipGrid). It needs moments.
+	// GPTQ finds all grids before rounding starts then, also without ActOrder.
+	AWQ Range = "awq"
 )
 
 // Options say what a layer's weight becomes. The zero value of a field with a
@@ -46,14 +54,14 @@ type Options struct {
 	// largest positive weight lies half a step above the last code.
 	// Asymmetric ones span the weights' range, extended to hold 0.
 	Symmetric bool
-	Range     Range // default MSE
+	Range     Range // default MSE; MinMax, where it starts, for HQQ
 
 	// Align solves for W̃ = W(G+λI)ᵀ(H+λI)⁻¹ instead of W, which corrects the
 	// errors of the layers before this one. Grids are found on W̃ then.
 	Align bool
 
 	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest
-	// takes it only with Align.
+	// and HQQ take it only with Align.
 	Damping float64
 
 	// ActOrder makes GPTQ round inputs in the order of descending diag(H). With
@@ -96,6 +104,9 @@ var defaultAdaRound = AdaRoundOptions{
 // belongs into cache keys and records.
 func (o Options) WithDefaults() Options {
 	o.Granularity = or(o.Granularity, layer.PerChannel)
+	if o.Method == HQQ {
+		o.Range = or(o.Range, MinMax)
+	}
 	o.Range = or(o.Range, MSE)
 	if o.usesDamping() {
 		o.Damping = or(o.Damping, DefaultDamping)
@@ -120,11 +131,17 @@ func or[T comparable](v, fallback T) T {
 	return v
 }
 
-func (o Options) usesDamping() bool { return o.Method != Nearest || o.Align }
+func (o Options) usesDamping() bool { return !o.Method.dataFree() || o.Align }
+
+// gridOnTheWay reports whether groups' steps are found when GPTQ's pass reaches
+// them, and not before it starts.
+func (o Options) gridOnTheWay() bool {
+	return o.Method == GPTQ && o.Granularity == layer.PerGroup && !o.ActOrder && o.Range != AWQ
+}
 
 // NeedsMoments reports whether Solve needs the problem's moments.
 func (o Options) NeedsMoments() bool {
-	return o.Method != Nearest || o.Align || o.BiasCorrection
+	return !o.Method.dataFree() || o.Align || o.BiasCorrection || o.Range == AWQ
 }
 
 // OptionError names an option that is out of its range, or that the other
@@ -149,8 +166,8 @@ func (o Options) Check() error {
 	o = o.WithDefaults()
 	a := o.AdaRound
 	switch {
-	case o.Method != Nearest && o.Method != GPTQ && o.Method != AdaRound:
-		return &OptionError{"Method", quote(o.Method), "nearest, gptq or adaround"}
+	case o.Method != Nearest && o.Method != GPTQ && o.Method != AdaRound && o.Method != HQQ:
+		return &OptionError{"Method", quote(o.Method), "nearest, gptq, adaround or hqq"}
 	case o.Bits < 2 || o.Bits > 8:
 		return &OptionError{"Bits", o.Bits, "2 to 8"}
 	case o.Granularity != layer.PerTensor && o.Granularity != layer.PerChannel && o.Granularity != layer.PerGroup:
@@ -159,10 +176,14 @@ func (o Options) Check() error {
 		return &OptionError{"GroupSize", o.GroupSize, "at least 1 with granularity group"}
 	case o.Granularity != layer.PerGroup && o.GroupSize != 0:
 		return &OptionError{"GroupSize", o.GroupSize, "0 unless the granularity is group"}
-	case o.Range != MinMax && o.Range != MSE:
-		return &OptionError{"Range", quote(o.Range), "minmax or mse"}
+	case o.Range != MinMax && o.Range != MSE && o.Range != AWQ:
+		return &OptionError{"Range", quote(o.Range), "minmax, mse or awq"}
+	case o.Method == HQQ && o.Range != MinMax:
+		return &OptionError{"Range", quote(o.Range), "minmax with hqq, which finds ranges itself from there"}
+	case o.Method == HQQ && o.Granularity == layer.PerTensor:
+		return &OptionError{"Granularity", quote(o.Granularity), "channel or group with hqq"}
 	case !o.usesDamping() && o.Damping != 0:
-		return &OptionError{"Damping", o.Damping, "0 for nearest without align, which does not use it"}
+		return &OptionError{"Damping", o.Damping, "0 for nearest and hqq without align, which do not use it"}
 	case o.usesDamping() && !(o.Damping > 0 && o.Damping <= 1e6):
 		return &OptionError{"Damping", o.Damping, "a positive number up to 1e6, relative to the mean of H's diagonal"}
 	case o.ActOrder && o.Method != GPTQ:

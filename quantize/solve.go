@@ -148,7 +148,7 @@ func (s *solver) noteDamping() {
 		}
 		damping = max(damping, g.damping)
 	}
-	if dead > 0 && s.o.Method != Nearest {
+	if dead > 0 && !s.o.Method.dataFree() {
 		s.fallBack(string(s.o.Method), string(Nearest), fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, len(s.grams)))
 	}
 	if damping > s.o.Damping {
@@ -212,11 +212,15 @@ func (s *solver) alignBlock(ctx context.Context, b rowBlock) error {
 // round finds the grid and the codes.
 func (s *solver) round(ctx context.Context) (err error) {
 	grid := &s.solution.Grid
-	if s.o.Method == GPTQ && s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
+	if s.o.gridOnTheWay() {
 		*grid = s.grid.emptyGrid(s.target.Rows, s.target.Cols, s.o.Granularity, s.o.GroupSize)
 		return s.gptq(ctx)
 	}
-	*grid, err = s.grid.newGrid(ctx, s.pool, s.target, s.o.Granularity, s.o.GroupSize)
+	if s.o.Range == AWQ {
+		*grid, err = s.clipGrid(ctx)
+	} else {
+		*grid, err = s.grid.newGrid(ctx, s.pool, s.target, s.o.Granularity, s.o.GroupSize)
+	}
 	if err != nil {
 		return err
 	}
@@ -225,6 +229,8 @@ func (s *solver) round(ctx context.Context) (err error) {
 		return s.gptq(ctx)
 	case AdaRound:
 		return s.adaRound(ctx)
+	case HQQ:
+		return s.hqq(ctx)
 	default:
 		return nearest(ctx, s.pool, s.target, grid, s.solution.Codes)
 	}

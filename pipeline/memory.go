@@ -81,7 +81,7 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 			moments += groups * 12 * n * n
 			layers += out * n * 4
 		}
-		if l.Options.NeedsMoments() {
+		if l.needsMoments() {
 			needs[v].moments = max(needs[v].moments, moments)
 		}
 		needs[v].layers += layers

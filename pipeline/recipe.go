@@ -120,6 +120,7 @@ type Quantize struct {
 	Damping        float64   `yaml:"damping"`
 	ActOrder       bool      `yaml:"act_order"`
 	BiasCorrection bool      `yaml:"bias_correction"`
+	AWQ            bool      `yaml:"awq"` // scale what the layer reads, see PlanLayer.Scaled
 	AdaRound       *AdaRound `yaml:"adaround"`
 }
 
@@ -336,16 +337,22 @@ func (rule *Rule) matches(name string) bool {
 
 func (q *Quantize) check() (where, reason string) {
 	if q.Method == "" {
-		return ".method", "is missing; it is one of nearest, gptq, adaround"
+		return ".method", "is missing; it is one of nearest, gptq, adaround, hqq"
 	}
 	if q.Bits == 0 {
 		return ".bits", "is missing; give 2 to 8"
 	}
-	if reason := oneOf(&q.Method, "nearest", "gptq", "adaround"); reason != "" {
+	if q.Method == "awq" {
+		return ".method", "awq goes with a method: write method: nearest, awq: true, range: awq"
+	}
+	if reason := oneOf(&q.Method, "nearest", "gptq", "adaround", "hqq"); reason != "" {
 		return ".method", reason
 	}
 	if q.Granularity == "" && q.GroupSize > 0 {
 		q.Granularity = "group"
+	}
+	if q.Range == "" && q.Method == "hqq" {
+		q.Range = "minmax"
 	}
 	for _, c := range []struct {
 		key     string
@@ -353,7 +360,7 @@ func (q *Quantize) check() (where, reason string) {
 		allowed []string
 	}{
 		{".granularity", &q.Granularity, []string{"channel", "tensor", "group"}},
-		{".range", &q.Range, []string{"mse", "minmax"}},
+		{".range", &q.Range, []string{"mse", "minmax", "awq"}},
 		{".scale_type", &q.ScaleType, []string{"model", "f32", "f16", "bf16"}},
 	} {
 		if reason := oneOf(c.value, c.allowed...); reason != "" {
@@ -388,14 +395,14 @@ func optionKey(field string) string {
 	return b.String()
 }
 
-// options resolves what was asked for. AdaRound and GPTQ align unless told not
+// options resolves what was asked for. All methods that need data align unless told not
 // to: it costs nothing and corrects what earlier layers lost.
 func (q *Quantize) options() quantize.Options {
 	o := quantize.Options{
 		Method: quantize.Method(q.Method), Bits: q.Bits,
 		Granularity: granularity(q.Granularity), GroupSize: q.GroupSize, Symmetric: q.Symmetric,
 		Range: quantize.Range(q.Range), Damping: q.Damping, ActOrder: q.ActOrder,
-		Align:          q.Method != "nearest",
+		Align:          q.Method != "nearest" && q.Method != "hqq",
 		BiasCorrection: q.BiasCorrection,
 	}
 	if q.Align != nil {

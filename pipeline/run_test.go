@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/fettle-dev/fettle/dataset"
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
@@ -72,12 +71,16 @@ func TestRecordedErrorsAgainstTheModels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x := everyValue(t, graph, model.Stored(ckpt), images, nil)
+		in := &model.Tensor{Shape: append([]int{images.N}, graph.Values[graph.Input].Shape...), Data: make([]float32, images.N*256)}
+		if err := images.Read(in.Data, 0, images.N); err != nil {
+			t.Fatal(err)
+		}
+		x := everyValue(t, graph, model.Stored(ckpt), in, nil)
 		var same []*model.Tensor
 		if more != "" {
 			same = x // without propagation, layers see the original's inputs
 		}
-		xt := everyValue(t, graph, pipeline.Dequantized(written), images, same)
+		xt := everyValue(t, graph, pipeline.Dequantized(written), in, same)
 		layers := map[string]record.Layer{}
 		for _, l := range run.Layers {
 			layers[l.Name] = l
@@ -104,14 +107,9 @@ func TestRecordedErrorsAgainstTheModels(t *testing.T) {
 
 // everyValue computes all values of the graph, each from its inputs in inputs
 // where given, else from those computed before.
-func everyValue(t *testing.T, g *model.Graph, w model.Weights, images *dataset.Images, inputs []*model.Tensor) []*model.Tensor {
+func everyValue(t *testing.T, g *model.Graph, w model.Weights, in *model.Tensor, inputs []*model.Tensor) []*model.Tensor {
 	t.Helper()
 	values := make([]*model.Tensor, len(g.Values))
-	in := &model.Tensor{Shape: append([]int{images.N}, g.Values[g.Input].Shape...)}
-	in.Data = make([]float32, images.N*256)
-	if err := images.Read(in.Data, 0, images.N); err != nil {
-		t.Fatal(err)
-	}
 	values[g.Input] = in
 	if inputs == nil {
 		inputs = values

@@ -151,3 +151,28 @@ func bytesOf(codes []int8) []byte {
 	}
 	return b
 }
+
+// FuzzHalfQuadratic: the step is storable and never worse than min-max.
+func FuzzHalfQuadratic(f *testing.F) {
+	f.Add(float32(1), float32(-1), float32(0.3), uint8(4), true)
+	f.Add(float32(math.MaxFloat32), float32(0x1p-149), float32(-0x1p-149), uint8(8), false)
+	f.Fuzz(func(t *testing.T, a, b, c float32, bits uint8, symmetric bool) {
+		w := []float64{float64(a), float64(b), float64(c), float64(c), float64(c)}
+		if !finite(w[0]) || !finite(w[1]) || !finite(w[2]) {
+			return
+		}
+		n := 2 + int(bits)%7
+		lo, hi := layer.CodeRange(n)
+		for _, scale := range []dtype.DType{dtype.F32, dtype.F16, dtype.BF16} {
+			r := ranger{n, symmetric, MinMax, scale}
+			start := r.step(w)
+			s := r.halfQuadratic(w, start)
+			if !(s.scale > 0) || scale.Round(s.scale) != s.scale || s.zero < lo || s.zero > hi || symmetric && s.zero != 0 {
+				t.Fatalf("step %v", s)
+			}
+			if e, bound := r.normError(w, s), r.normError(w, start); !(e <= bound) {
+				t.Errorf("step %v: error %v, min-max %v", s, e, bound)
+			}
+		}
+	})
+}

@@ -96,6 +96,24 @@ func TestHQQIsNeverWorse(t *testing.T) {
 	}
 }
 
+// TestZeroPointsAlone: with the scale of the min-max step no zero point is
+// better, which is why HQQ fits the scale here.
+func TestZeroPointsAlone(t *testing.T) {
+	for name, weights := range hardGroups() {
+		for bits := 2; bits <= 8; bits++ {
+			f := ranger{bits, false, MinMax, dtype.F32}
+			w := float64s(weights)
+			start := f.step(w)
+			lo, hi := layer.CodeRange(bits)
+			for zero := lo; zero <= hi; zero++ {
+				if e, least := f.normError(w, step{start.scale, zero}), f.normError(w, start); e < least*(1-1e-5) {
+					t.Errorf("%s, %d bits: zero point %d has error %v, min-max's %d has %v", name, bits, zero, e, start.zero, least)
+				}
+			}
+		}
+	}
+}
+
 func hardGroups() map[string][]float32 {
 	rng := rand.New(rand.NewPCG(3, 5))
 	groups := map[string][]float32{

@@ -114,6 +114,9 @@ func EncodeSolution(w io.Writer, s *Solution) error {
 	if s.Bias != nil {
 		u.vector("bias", s.Bias)
 	}
+	if s.InputScale != nil {
+		u.vector("input_scale", s.InputScale)
+	}
 	return u.write(w, solutionHead{
 		Layer: s.Layer, Method: s.Method, Rows: s.Rows, Cols: s.Cols,
 		Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
@@ -157,6 +160,9 @@ func DecodeSolution(r io.ReaderAt, size int64) (*Solution, error) {
 	}
 	if _, ok := u.infos["bias"]; ok {
 		s.Bias = u.floats("bias", s.Rows)
+	}
+	if _, ok := u.infos["input_scale"]; ok {
+		s.InputScale = u.floats("input_scale", s.Cols)
 	}
 	if u.err != nil {
 		return nil, u.err

@@ -150,6 +150,11 @@ type Solution struct {
 	// Bias is added to the layer's outputs, one value per row; nil for none.
 	Bias []float64
 
+	// InputScale, one value per input, is what the layer's inputs must be divided
+	// by: the codes stand for W·diag(InputScale), and so do the errors of nearest
+	// rounding below. nil for none.
+	InputScale []float64
+
 	Errors    Errors
 	Fallbacks []Fallback
 }

@@ -47,8 +47,11 @@ func testSolution() *Solution {
 			Bits: 4, Granularity: PerGroup, GroupSize: 3, ScaleType: dtype.F16,
 			Scales: []float32{0.5, 0.25, 1, 2}, Zeros: []int8{-8, 7, 0, 1},
 		},
-		Codes:     []int8{-8, -7, 0, 3, 7, 1, 2, 3, 4, -1},
-		Bias:      []float64{0.125, -3},
+		Codes: []int8{-8, -7, 0, 3, 7, 1, 2, 3, 4, -1},
+		Bias:  []float64{0.125, -3},
+
+		InputScale: []float64{1, 0.5, 2, 3, 1.0 / 3},
+
 		Errors:    Errors{Energy: 10, Solved: 1.0 / 3, Nearest: 0.5, Soft: 0.25, Damping: 0.01},
 		Fallbacks: []Fallback{{Asked: "a", Got: "b", Reason: "c"}},
 	}

@@ -368,3 +368,25 @@ func TestCheckFindsBrokenGraphs(t *testing.T) {
 		}
 	}
 }
+
+// TestNormBefore: a normalization that alone reads its tensors, and whose value
+// is not the output.
+func TestNormBefore(t *testing.T) {
+	norm := func(name, weight string, in, out int) Op {
+		return Op{Kind: RMSNorm, Name: name, Inputs: []int{in}, Output: out, Norm: &Norm{Weight: weight}}
+	}
+	g := Graph{
+		Values: make([]Value, 5), Output: 4,
+		Ops: []Op{
+			norm("a", "w", 0, 1), norm("b", "shared", 1, 2), norm("c", "shared", 2, 3), norm("d", "last", 3, 4),
+		},
+	}
+	if op := g.NormBefore(1); op == nil || op.Name != "a" {
+		t.Errorf("value 1: %v", op)
+	}
+	for _, value := range []int{0, 2, 3, 4} {
+		if op := g.NormBefore(value); op != nil {
+			t.Errorf("value %d: %s", value, op.Name)
+		}
+	}
+}

@@ -310,6 +310,24 @@ func (g *Graph) Tied(i int) bool {
 	return false
 }
 
+// NormBefore returns the normalization over a token's vector that writes a value
+// and whose tensors no other operation reads, so that a factor for each channel
+// of the value can go into them; nil where there is none, and for the output.
+func (g *Graph) NormBefore(value int) *Op {
+	at := slices.IndexFunc(g.Ops, func(o Op) bool { return o.Output == value })
+	if at < 0 || g.Ops[at].Norm == nil || value == g.Output {
+		return nil
+	}
+	for j := range g.Ops {
+		for _, name := range g.Ops[j].tensors() {
+			if j != at && slices.Contains(g.Ops[at].tensors(), name) {
+				return nil
+			}
+		}
+	}
+	return &g.Ops[at]
+}
+
 // Hash returns the hex SHA-256 of the graph's JSON, whose fields have a fixed
 // order. Graphs that pass Check and have the same hash compute the same function
 // of their weights.

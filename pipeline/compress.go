@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"runtime"
 	"slices"
@@ -28,6 +29,9 @@ type compression struct {
 	changed  []bool   // by operation: computes with compressed weights
 	upstream string   // hash of the keys of all solutions that the streams have passed
 	done     int
+
+	folded map[string][]float32 // normalizations' tensors with AWQ's scales in them
+	divide map[int][]float32    // see streams
 }
 
 // stop is a place where the streams stop: planned layers that read one value in
@@ -38,11 +42,16 @@ type stop struct {
 	layers  []*PlanLayer
 	key     string   // of the moments; "" when no data is used
 	keys    []string // of the solutions
+
+	scale []float64 // AWQ's, of the layers' inputs; nil until known, and without
 }
+
+// scaled reports whether AWQ scales what the layers read.
+func (s *stop) scaled() bool { return s.layers[0].Scaled }
 
 // compress solves every planned layer in the order of the data.
 func (r *run) compress(ctx context.Context) error {
-	c := &compression{run: r, changed: make([]bool, len(r.graph.Ops))}
+	c := &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, divide: map[int][]float32{}}
 	for _, value := range c.stopValues() {
 		stops := c.stopsAt(value)
 		for _, s := range stops {
@@ -56,23 +65,24 @@ func (r *run) compress(ctx context.Context) error {
 			continue // the streams stay the same throughout
 		}
 		for _, s := range stops {
-			if err := c.pass(s); err != nil {
+			if err := c.pass(ctx, s); err != nil {
 				return err
 			}
 		}
 	}
+	maps.Copy(r.weights.replaced, c.folded)
 	return nil
 }
 
 // pass lets the compressed stream go on with the weights of a stop's layers.
-func (c *compression) pass(s *stop) (err error) {
+func (c *compression) pass(ctx context.Context, s *stop) (err error) {
 	for i, l := range s.layers {
 		c.changed[l.op] = true
 		if c.upstream, err = key(c.upstream, l.Weight, s.keys[i]); err != nil {
 			return err
 		}
 	}
-	return nil
+	return c.passScaled(ctx, s)
 }
 
 // stopValues lists the values that planned layers read, in order.
@@ -143,7 +153,7 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 	for i, l := range s.layers {
 		sol, ok := load(c.kept, s.keys[i], layer.DecodeSolution)
 		if ok && sol.Rows == l.Spec.Rows && sol.Cols == l.Spec.Cols {
-			solutions[i] = sol
+			solutions[i], s.scale = sol, sol.InputScale
 			c.store.reused++
 		} else {
 			missing = append(missing, i)
@@ -165,7 +175,7 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 			return err
 		}
 	}
-	return nil
+	return c.fold(s)
 }
 
 // solveMissing solves some of a stop's layers and writes to solutions and
@@ -179,6 +189,9 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 		return err
 	}
 	c.clock.enter(StageSolve)
+	if err := c.scale(ctx, s, moments); err != nil {
+		return err
+	}
 	runtime.GC() // the weights that targets were computed with are large, and dropped
 	factors := quantize.NewFactors(moments)
 	for _, i := range missing {
@@ -188,7 +201,7 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 	}
 	return c.pool.For(ctx, len(missing), func(n int) (err error) {
 		i, began := missing[n], time.Now()
-		solutions[i], err = c.solve(ctx, s.layers[i], factors, moments)
+		solutions[i], err = c.solve(ctx, s.layers[i], factors, moments, s.scale)
 		seconds[i] = time.Since(began).Seconds()
 		return err
 	})
@@ -205,10 +218,18 @@ func (c *compression) setKeys(s *stop) (err error) {
 			return err
 		}
 	}
+	var all []any // AWQ's scales depend on all layers that read the value
+	if s.scaled() {
+		for _, l := range s.layers {
+			all = append(all, l.Weight, l.Options, l.Spec.ScaleType)
+		}
+	}
 	s.keys = make([]string, len(s.layers))
 	for i, l := range s.layers {
-		s.keys[i], err = key("solution", layer.EncodingVersion, quantize.Version, blas.Path, c.record.Source.SHA256,
-			s.key, l.Weight, l.Options, l.Spec.ScaleType)
+		s.keys[i], err = key(append([]any{
+			"solution", layer.EncodingVersion, quantize.Version, blas.Path, c.record.Source.SHA256,
+			s.key, l.Weight, l.Options, l.Spec.ScaleType,
+		}, all...)...)
 		if err != nil {
 			return err
 		}
@@ -320,6 +341,7 @@ func (c *compression) startStreams(ctx context.Context) error {
 		return err
 	}
 	c.streams = newStreams(c.graph, c.pool, c.weights, input, c.space, c.clock.enter)
+	c.streams.divide = c.divide
 	return ctx.Err()
 }
 
@@ -331,8 +353,25 @@ func elements(shape []int) int {
 	return n
 }
 
-// solve hands one layer to its method.
-func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize.Factors, m *layer.Moments) (*layer.Solution, error) {
+// solve hands one layer, its inputs divided by scale unless that is nil, to its
+// method.
+func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize.Factors, m *layer.Moments, scale []float64) (*layer.Solution, error) {
+	prob, err := c.problem(l, m)
+	if err != nil {
+		return nil, err
+	}
+	if scale != nil {
+		quantize.ScaleWeight(prob.Weight, scale)
+	}
+	s, err := factors.Solve(ctx, c.pool, prob, l.Options)
+	if err != nil {
+		return nil, err
+	}
+	s.Transposed, s.InputScale = l.Spec.Transposed, scale
+	return s, nil
+}
+
+func (c *compression) problem(l *PlanLayer, m *layer.Moments) (*layer.Problem, error) {
 	op := &c.graph.Ops[l.op]
 	w, err := c.weights.original(l.Weight)
 	if err != nil {
@@ -345,17 +384,12 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize
 	if op.Transposed {
 		w = transposed(w, l.Spec.Cols, l.Spec.Rows)
 	}
-	s, err := factors.Solve(ctx, c.pool, &layer.Problem{
+	return &layer.Problem{
 		Layer: l.Weight, Kind: kind, Shape: l.Shape, Groups: op.Groups(),
 		Weight:    blas32.General{Rows: l.Spec.Rows, Cols: l.Spec.Cols, Stride: l.Spec.Cols, Data: w},
 		ScaleType: l.Spec.ScaleType,
 		Moments:   m,
-	}, l.Options)
-	if err != nil {
-		return nil, err
-	}
-	s.Transposed = op.Transposed
-	return s, nil
+	}, nil
 }
 
 // transposed returns the cols×rows transpose of a rows×cols matrix.

@@ -95,10 +95,10 @@ func isLanguage(g *model.Graph) bool { return len(g.Ops) > 0 && g.Ops[0].Kind ==
 func (r *run) openData(ctx context.Context) (err error) {
 	if r.recipe.Calibration == nil {
 		for _, l := range r.plan.Layers {
-			if l.Options.NeedsMoments() {
+			if l.needsMoments() {
 				return &RecipeError{
 					File: r.recipe.file, Where: "calibration",
-					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or use method nearest without align", l.Name, l.Options.Method),
+					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or use method nearest or hqq without align, awq and range awq", l.Name, l.Options.Method),
 				}
 			}
 		}

@@ -90,7 +90,7 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		if l.Options.Residual {
 			layers += 8 * out * n
 		}
-		if l.Options.NeedsMoments() {
+		if l.needsMoments() {
 			needs[v].moments = max(needs[v].moments, moments)
 		}
 		needs[v].layers += layers

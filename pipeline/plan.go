@@ -38,9 +38,15 @@ type PlanLayer struct {
 	Spec    export.Spec
 	// Fallbacks are what the layer's shape alone rules out.
 	Fallbacks []layer.Fallback
+	// Scaled says that AWQ's scales multiply the weight, and that the
+	// normalization before the layer is divided by them.
+	Scaled bool
 
 	op int
 }
+
+// needsMoments reports whether the layer's solution depends on data.
+func (l *PlanLayer) needsMoments() bool { return l.Scaled || l.Options.NeedsMoments() }
 
 // AverageBits is the mean number of bits of a compressed layer's weight, scales
 // and zero points included.
@@ -141,6 +147,9 @@ func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, er
 	if len(p.Layers) == 0 {
 		return nil, fmt.Errorf("%w (layers: %s)", ErrNothingToDo, layerNames(graph))
 	}
+	if err := p.checkScaled(r, graph); err != nil {
+		return nil, err
+	}
 	for _, t := range ckpt.Tensors() {
 		if !planned[t.Name] {
 			p.Kept = append(p.Kept, t)
@@ -217,7 +226,7 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps[0].quantize.scale_type", at), Reason: err.Error()}
 	}
 	return &PlanLayer{
-		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, Options: options, Fallbacks: fallbacks, op: i,
+		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, Options: options, Fallbacks: fallbacks, Scaled: q.AWQ, op: i,
 		Spec: export.Spec{
 			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols, Transposed: op.Transposed,
 			Bits: options.StoredBits(), Granularity: options.Granularity, GroupSize: options.GroupSize,

@@ -121,6 +121,7 @@ type Quantize struct {
 	Damping        float64   `yaml:"damping"`
 	ActOrder       bool      `yaml:"act_order"`
 	BiasCorrection *bool     `yaml:"bias_correction"`
+	AWQ            bool      `yaml:"awq"` // scale what the layer reads, see PlanLayer.Scaled
 	AdaRound       *AdaRound `yaml:"adaround"`
 	Alphabet       string    `yaml:"alphabet"`
 	GPFQ           *GPFQ     `yaml:"gpfq"`
@@ -136,7 +137,7 @@ type GPFQ struct {
 }
 
 // The methods of quantize steps, the default first.
-var quantizeMethods = []string{"best", "gptq", "adaround", "qronos", "gpfq", "spfq", "nearest"}
+var quantizeMethods = []string{"best", "gptq", "adaround", "qronos", "gpfq", "spfq", "hqq", "nearest"}
 
 // AdaRound tunes that method.
 type AdaRound struct {
@@ -353,11 +354,17 @@ func (q *Quantize) check() (where, reason string) {
 	if q.Bits == 0 && q.Alphabet != "ternary" && q.Alphabet != "binary" {
 		return ".bits", "is missing; give 2 to 8"
 	}
+	if q.Method == "awq" {
+		return ".method", "awq goes with a method: write method: nearest, awq: true, range: awq"
+	}
 	if reason := oneOf(&q.Method, quantizeMethods...); reason != "" {
 		return ".method", reason
 	}
 	if q.Granularity == "" && q.GroupSize > 0 {
 		q.Granularity = "group"
+	}
+	if q.Range == "" && q.Method == "hqq" {
+		q.Range = "minmax"
 	}
 	for _, c := range []struct {
 		key     string
@@ -365,7 +372,7 @@ func (q *Quantize) check() (where, reason string) {
 		allowed []string
 	}{
 		{".granularity", &q.Granularity, []string{"channel", "tensor", "group"}},
-		{".range", &q.Range, []string{"mse", "minmax"}},
+		{".range", &q.Range, []string{"mse", "minmax", "awq"}},
 		{".scale_type", &q.ScaleType, []string{"model", "f32", "f16", "bf16"}},
 		{".alphabet", &q.Alphabet, []string{"gpfq", "ternary", "binary"}},
 	} {
@@ -408,14 +415,14 @@ func optionKey(field string) string {
 }
 
 // options resolves what was asked for. Methods align unless told not to: it
-// costs nothing and corrects what earlier layers lost. Nearest rounding should
-// be plain, and GPFQ corrects what they lost by itself.
+// costs nothing and corrects what earlier layers lost. Nearest rounding and HQQ
+// should be plain, and GPFQ corrects what they lost by itself.
 func (q *Quantize) options() quantize.Options {
 	o := quantize.Options{
 		Method: quantize.Method(q.Method), Bits: q.Bits,
 		Granularity: granularity(q.Granularity), GroupSize: q.GroupSize, Symmetric: q.Symmetric,
 		Range: quantize.Range(q.Range), Damping: q.Damping, ActOrder: q.ActOrder,
-		Align:    q.Method != "nearest" && q.Method != "gpfq",
+		Align:    q.Method != "nearest" && q.Method != "hqq" && q.Method != "gpfq",
 		Alphabet: quantize.Alphabet(q.Alphabet),
 	}
 	o.Align = or(q.Align, o.Align)

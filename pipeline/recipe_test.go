@@ -54,6 +54,13 @@ func TestParseRecipe(t *testing.T) {
 	if !last.Align || last.Granularity != "group" || last.AdaRound.Steps != 10 || last.Damping == 0 {
 		t.Errorf("adaround: %+v", last)
 	}
+	r, err = ParseRecipe([]byte(strings.Replace(goodRecipe, "method: nearest", "awq: true, method: hqq", 1)), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := r.Rules[0].Steps[0].Quantize.options(); o.Align || o.Range != "minmax" || o.NeedsMoments() || !r.Rules[0].Steps[0].Quantize.AWQ {
+		t.Errorf("hqq: %+v", o)
+	}
 	for name, want := range map[string]int{"conv1": 0, "linear": 0, "conv10": 2, "keep.1.x": 1, "layer1.0.conv1": 2} {
 		for i := range r.Rules {
 			if r.Rules[i].matches(name) {
@@ -77,9 +84,14 @@ func TestRecipeErrors(t *testing.T) {
 		{"bits: 8", "bits: eight", `r.yaml:8: "eight" is not a whole number`},
 		{", bits: 8", "", `r.yaml:8: rules[0].steps[0].quantize.bits: is missing; give 2 to 8`},
 		{"method: nearest", "method: neerest", `r.yaml:8: rules[0].steps[0].quantize.method: "neerest" is not known; did you mean "nearest"?`},
-		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: "awq" is not known (one of best, gptq, adaround, qronos, gpfq, spfq, nearest)`},
+		{"method: adaround", "method: hqqq", `"hqqq" is not known; did you mean "hqq"? (one of best, gptq, adaround, qronos, gpfq, spfq, hqq, nearest)`},
+		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: awq goes with a method: write method: nearest, awq: true, range: awq`},
 		{"adaround: {steps: 10}", "adaround: {steps: 10, foo: 1}", `r.yaml:16: rules[2].steps[0].quantize.adaround: unknown key "foo"`},
 		{"method: adaround", "method: gptq", `r.yaml:16: rules[2].steps[0].quantize.adaround: tunes a method that gptq does not use`},
+		{"bits: 8", "bits: 8, range: max", `r.yaml:8: rules[0].steps[0].quantize.range: "max" is not known; did you mean "mse"? (one of mse, minmax, awq)`},
+		{"method: nearest", "range: mse, method: hqq", `r.yaml:8: rules[0].steps[0].quantize.range: is "mse", want minmax with hqq`},
+		{"method: nearest", "granularity: tensor, method: hqq", `r.yaml:8: rules[0].steps[0].quantize.granularity: is "tensor", want channel or group with hqq`},
+		{"bits: 8", "bits: 8, awq: 1", `r.yaml:8: "1" is not true or false`},
 		{"group_size: 32", "granularity: rows", `granularity: "rows" is not known`},
 		{"group_size: 32", "granularity: group", `rules[2].steps[0].quantize.group_size`},
 		{"format: cifar10", "format: cifar", `r.yaml:5: calibration.format: "cifar" is not known; did you mean "cifar10"?`},

@@ -72,12 +72,13 @@ func TestRecordedErrorsAgainstTheModels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x := everyValue(t, graph, model.Stored(ckpt), images, nil)
+		in := imageInput(t, images)
+		x := everyValue(t, graph, model.Stored(ckpt), in, nil)
 		var same []*model.Tensor
 		if more != "" {
 			same = x // without propagation, layers see the original's inputs
 		}
-		xt := everyValue(t, graph, pipeline.Dequantized(written), images, same)
+		xt := everyValue(t, graph, pipeline.Dequantized(written), in, same)
 		layers := map[string]record.Layer{}
 		for _, l := range run.Layers {
 			layers[l.Name] = l
@@ -127,8 +128,8 @@ func TestRecordedErrorsOfResidualTargets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := everyValue(t, graph, model.Stored(ckpt), images, nil)
-	xt := everyValue(t, graph, pipeline.Dequantized(written), images, nil)
+	x := everyValue(t, graph, model.Stored(ckpt), imageInput(t, images), nil)
+	xt := everyValue(t, graph, pipeline.Dequantized(written), imageInput(t, images), nil)
 	layers := map[string]record.Layer{}
 	for _, l := range run.Layers {
 		layers[l.Name] = l
@@ -166,16 +167,22 @@ func TestRecordedErrorsOfResidualTargets(t *testing.T) {
 	}
 }
 
-// everyValue computes all values of the graph, each from its inputs in inputs
-// where given, else from those computed before.
-func everyValue(t *testing.T, g *model.Graph, w model.Weights, images *dataset.Images, inputs []*model.Tensor) []*model.Tensor {
+// imageInput reads all images.
+func imageInput(t *testing.T, images *dataset.Images) *model.Tensor {
 	t.Helper()
-	values := make([]*model.Tensor, len(g.Values))
-	in := &model.Tensor{Shape: append([]int{images.N}, g.Values[g.Input].Shape...)}
-	in.Data = make([]float32, images.N*256)
+	shape := append([]int{images.N}, images.Shape...)
+	in := &model.Tensor{Shape: shape, Data: make([]float32, images.N*images.Shape[0]*images.Shape[1]*images.Shape[2])}
 	if err := images.Read(in.Data, 0, images.N); err != nil {
 		t.Fatal(err)
 	}
+	return in
+}
+
+// everyValue computes all values of the graph, each from its inputs in inputs
+// where given, else from those computed before.
+func everyValue(t *testing.T, g *model.Graph, w model.Weights, in *model.Tensor, inputs []*model.Tensor) []*model.Tensor {
+	t.Helper()
+	values := make([]*model.Tensor, len(g.Values))
 	values[g.Input] = in
 	if inputs == nil {
 		inputs = values

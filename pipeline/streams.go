@@ -76,18 +76,25 @@ func (s *stream) finish(i int, out *model.Tensor) {
 // that is the same in both is one tensor.
 type streams struct {
 	original, compressed *stream
+	pool                 *pool.Pool
 	space                *scratch.Space
 	held                 map[*model.Tensor]int // by how many of the two streams
 	enter                func(Stage)
 	// same says of an operation that only the original stream has run whether
 	// its inputs were the same in both.
 	same map[int]bool
+	// divide holds for values by what the compressed stream divides their
+	// channels, until it has: 1/s for each, of AWQ's scales. The file has the scales in
+	// a normalization's tensors instead. The stream does not, as the value may
+	// have been there before the scales were known, and bytes must not depend on
+	// that.
+	divide map[int][]float32
 }
 
 func newStreams(g *model.Graph, p *pool.Pool, w *weights, input *model.Tensor, space *scratch.Space, enter func(Stage)) *streams {
 	s := &streams{
 		original: newStream(g, p, w.original, input), compressed: newStream(g, p, w.compressed, input),
-		space: space, held: map[*model.Tensor]int{input: 2}, enter: enter, same: map[int]bool{},
+		pool: p, space: space, held: map[*model.Tensor]int{input: 2}, enter: enter, same: map[int]bool{},
 	}
 	for _, one := range []*stream{s.original, s.compressed} {
 		one.exec.AllocateWith(space)
@@ -114,10 +121,15 @@ func (s *streams) catchUp(ctx context.Context, end int, changed []bool) error {
 		if err := s.stepOriginal(ctx, i); err != nil {
 			return err
 		}
-		s.adopt(i, changed)
+		if err := s.adopt(ctx, i, changed); err != nil {
+			return err
+		}
 	}
 	for i := range end {
 		if err := s.stepCompressed(ctx, i); err != nil {
+			return err
+		}
+		if err := s.rescale(ctx, s.compressed.graph.Ops[i].Output); err != nil {
 			return err
 		}
 	}
@@ -129,16 +141,21 @@ func (s *streams) advance(ctx context.Context, i int, changed []bool) error {
 	if err := s.stepOriginal(ctx, i); err != nil {
 		return err
 	}
-	s.adopt(i, changed)
+	if err := s.adopt(ctx, i, changed); err != nil {
+		return err
+	}
 	return s.stepCompressed(ctx, i)
 }
 
 // adopt lets the compressed stream take the original's tensor where operation i
 // has given the same to both.
-func (s *streams) adopt(i int, changed []bool) {
-	if !s.compressed.ran[i] && s.same[i] && !changed[i] {
-		s.compressed.finish(i, s.original.values[s.original.graph.Ops[i].Output])
+func (s *streams) adopt(ctx context.Context, i int, changed []bool) error {
+	if s.compressed.ran[i] || !s.same[i] || changed[i] {
+		return nil
 	}
+	output := s.original.graph.Ops[i].Output
+	s.compressed.finish(i, s.original.values[output])
+	return s.rescale(ctx, output)
 }
 
 func (s *streams) stepCompressed(ctx context.Context, i int) error {
@@ -147,6 +164,36 @@ func (s *streams) stepCompressed(ctx context.Context, i int) error {
 	}
 	s.enter(StageCompressed)
 	return s.compressed.step(ctx, i)
+}
+
+// rescale divides the channels of a value that the compressed stream has come
+// to, as divide says. What the original stream has yet to read is copied first.
+func (s *streams) rescale(ctx context.Context, value int) error {
+	factors, t := s.divide[value], s.compressed.values[value]
+	if factors == nil || t == nil {
+		return nil
+	}
+	delete(s.divide, value)
+	y := t
+	if s.held[t] > 1 {
+		data, err := s.space.Floats(len(t.Data))
+		if err != nil {
+			return err
+		}
+		y = &model.Tensor{Shape: t.Shape, Lengths: t.Lengths, Data: data}
+		s.compressed.values[value] = y
+		s.compressed.hold(y)
+		s.drop(t)
+	}
+	const chunk = 64 // rows of a task
+	n := len(factors)
+	rows := len(t.Data) / n
+	return s.pool.For(ctx, (rows+chunk-1)/chunk, func(i int) error {
+		for r := i * chunk; r < min((i+1)*chunk, rows); r++ {
+			vec.Mul(y.Data[r*n:][:n], t.Data[r*n:][:n], factors)
+		}
+		return nil
+	})
 }
 
 // stepOriginal runs operation i in the original stream unless it has run.

@@ -24,6 +24,15 @@
 //     know a bound of their error.
 //   - Qronos (Zhang et al., arXiv 2505.11695) is GPTQ on an aligned target whose
 //     first input is rounded for the weights after it as they were.
+//   - HQQ (Badri and Shaji 2023) fits grids by half-quadratic splitting of
+//     Σ|w − ŵ|^0.7 and rounds to nearest. It needs no data.
+//   - Best, the default, runs GPTQ's pass for each row on many grids, and improves
+//     the best results by descent over all codes and by fitting scales and zero
+//     points to the codes.
+//
+// Two parts of AWQ (Lin et al., arXiv 2306.00978) go with any method: its search
+// for where to clip weights (Options.Range), and ScaleInputs, which finds by what
+// to multiply the inputs' weights and divide the inputs.
 //
 // # The objective
 //

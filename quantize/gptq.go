@@ -46,7 +46,7 @@ type recursion struct {
 // gptq solves all rows by GPTQ or Qronos, in the order of the inputs, or of descending diag(H).
 func (s *solver) gptq(ctx context.Context) error {
 	var search *ranger
-	if s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
+	if s.o.gridOnTheWay() {
 		search = &s.grid
 	}
 	var leads []float64

@@ -47,6 +47,9 @@ func checkProblem(prob *layer.Problem, o Options) error {
 	}
 	if prob.Moments == nil {
 		if o.NeedsMoments() {
+			if o.Range == AWQ {
+				return fmt.Errorf("layer %s: %s with range awq: %w", prob.Layer, o.Method, ErrNoMoments)
+			}
 			return fmt.Errorf("layer %s: %s: %w", prob.Layer, o.Method, ErrNoMoments)
 		}
 		return nil

@@ -26,9 +26,13 @@ const (
 	GPFQ     Method = "gpfq"
 	SPFQ     Method = "spfq"
 	Qronos   Method = "qronos"
+	HQQ      Method = "hqq"
 )
 
-var allMethods = []Method{Best, GPTQ, AdaRound, Qronos, GPFQ, SPFQ, Nearest}
+var allMethods = []Method{Best, GPTQ, AdaRound, Qronos, GPFQ, SPFQ, HQQ, Nearest}
+
+// dataFree reports whether the method itself needs no moments.
+func (m Method) dataFree() bool { return m == Nearest || m == HQQ }
 
 // Range says how the range of a grid is found.
 type Range string
@@ -40,6 +44,10 @@ const (
 	// least Σ|w − ŵ|^2.4 of nearest rounding, as GPTQ's and BRECQ's code do. It
 	// tries every fifth and then the best one's neighbours.
 	MSE Range = "mse"
+	// AWQ clips weights at one of max|w|·(1 − i/20), i = 0 … 9, that with the
+	// least output error of nearest rounding (see clipGrid). It needs moments.
+	// GPTQ finds all grids before rounding starts then, also without ActOrder.
+	AWQ Range = "awq"
 )
 
 // Options say what a layer's weight becomes. The zero value of a field with a
@@ -54,7 +62,7 @@ type Options struct {
 	// largest positive weight lies half a step above the last code.
 	// Asymmetric ones span the weights' range, extended to hold 0.
 	Symmetric bool
-	Range     Range // default MSE
+	Range     Range // default MSE; MinMax, where it starts, for HQQ
 
 	// Align solves for W̃ = W(G+λI)ᵀ(H+λI)⁻¹ instead of W, which corrects the
 	// errors of the layers before this one. Grids are found on W̃ then.
@@ -66,7 +74,7 @@ type Options struct {
 	Residual bool
 
 	// Damping is λ relative to the mean of H's diagonal; default 0.01. Nearest,
-	// GPFQ and SPFQ take it only with Align.
+	// HQQ, GPFQ and SPFQ take it only with Align.
 	Damping float64
 
 	// ActOrder makes GPTQ, Qronos, GPFQ and SPFQ round inputs in the order of
@@ -115,6 +123,9 @@ var defaultAdaRound = AdaRoundOptions{
 func (o Options) WithDefaults() Options {
 	o = o.withPathDefaults()
 	o.Granularity = or(o.Granularity, layer.PerChannel)
+	if o.Method == HQQ {
+		o.Range = or(o.Range, MinMax)
+	}
 	if o.Alphabet == "" {
 		o.Range = or(o.Range, MSE)
 	}
@@ -142,12 +153,18 @@ func or[T comparable](v, fallback T) T {
 }
 
 func (o Options) usesDamping() bool {
-	return o.Align || (o.Method != Nearest && !o.followsPath())
+	return o.Align || (!o.Method.dataFree() && !o.followsPath())
+}
+
+// gridOnTheWay reports whether groups' steps are found when the pass reaches
+// them, and not before it starts.
+func (o Options) gridOnTheWay() bool {
+	return (o.Method == GPTQ || o.Method == Qronos) && o.Granularity == layer.PerGroup && !o.ActOrder && o.Range != AWQ
 }
 
 // NeedsMoments reports whether Solve needs the problem's moments.
 func (o Options) NeedsMoments() bool {
-	return o.Method != Nearest || o.Align || o.BiasCorrection
+	return !o.Method.dataFree() || o.Align || o.BiasCorrection || o.Range == AWQ
 }
 
 // OptionError names an option that is out of its range, or that the other
@@ -182,15 +199,19 @@ func (o Options) Check() error {
 		return &OptionError{"GroupSize", o.GroupSize, "at least 1 with granularity group"}
 	case o.Granularity != layer.PerGroup && o.GroupSize != 0:
 		return &OptionError{"GroupSize", o.GroupSize, "0 unless the granularity is group"}
-	case o.Range != MinMax && o.Range != MSE && o.Alphabet == "":
-		return &OptionError{"Range", quote(o.Range), "minmax or mse"}
+	case o.Range != MinMax && o.Range != MSE && o.Range != AWQ && o.Alphabet == "":
+		return &OptionError{"Range", quote(o.Range), "minmax, mse or awq"}
+	case o.Method == HQQ && o.Range != MinMax:
+		return &OptionError{"Range", quote(o.Range), "minmax with hqq, which finds ranges itself from there"}
+	case o.Method == HQQ && o.Granularity == layer.PerTensor:
+		return &OptionError{"Granularity", quote(o.Granularity), "channel or group with hqq"}
 	case o.Residual && !o.Align:
 		return &OptionError{"Residual", o.Residual, "false without align"}
 	case !o.usesDamping() && o.Damping != 0:
 		return &OptionError{"Damping", o.Damping, fmt.Sprintf("0 for %s without align, which does not use it", o.Method)}
 	case o.usesDamping() && !(o.Damping > 0 && o.Damping <= 1e6):
 		return &OptionError{"Damping", o.Damping, "a positive number up to 1e6, relative to the mean of H's diagonal"}
-	case o.ActOrder && (o.Method == Nearest || o.Method == AdaRound || o.Method == Best):
+	case o.ActOrder && (o.Method.dataFree() || o.Method == AdaRound || o.Method == Best):
 		return &OptionError{"ActOrder", o.ActOrder, "false unless the method is gptq, qronos, gpfq or spfq"}
 	case o.Method != AdaRound && a != AdaRoundOptions{}:
 		return &OptionError{"AdaRound", a, "nothing unless the method is adaround"}

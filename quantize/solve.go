@@ -152,7 +152,7 @@ func (s *solver) noteDamping() {
 		}
 		damping = max(damping, g.damping)
 	}
-	if dead > 0 && s.o.Method != Nearest && !s.o.followsPath() {
+	if dead > 0 && !s.o.Method.dataFree() && !s.o.followsPath() {
 		s.fallBack(string(s.o.Method), string(Nearest), fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, len(s.grams)))
 	}
 	if damping > s.o.Damping {
@@ -253,12 +253,14 @@ func (s *solver) targetSum(r int, w []float64) float64 {
 // round finds the grid and the codes.
 func (s *solver) round(ctx context.Context) (err error) {
 	grid := &s.solution.Grid
-	if (s.o.Method == GPTQ || s.o.Method == Qronos) && s.o.Granularity == layer.PerGroup && !s.o.ActOrder {
+	if s.o.gridOnTheWay() {
 		*grid = s.grid.emptyGrid(s.target.Rows, s.target.Cols, s.o.Granularity, s.o.GroupSize)
 		return s.gptq(ctx)
 	}
 	if s.o.Alphabet != "" {
 		*grid, err = s.alphabetGrid(ctx, s.target)
+	} else if s.o.Range == AWQ {
+		*grid, err = s.clipGrid(ctx)
 	} else {
 		*grid, err = s.grid.newGrid(ctx, s.pool, s.target, s.o.Granularity, s.o.GroupSize)
 	}
@@ -274,6 +276,8 @@ func (s *solver) round(ctx context.Context) (err error) {
 		return s.best(ctx)
 	case GPFQ, SPFQ:
 		return s.followPath(ctx)
+	case HQQ:
+		return s.hqq(ctx)
 	default:
 		return nearest(ctx, s.pool, s.target, grid, s.solution.Codes)
 	}

@@ -163,7 +163,7 @@ type Solution struct {
 // moments (no damping). They are zero for a method that was given no moments.
 type Errors struct {
 	Energy  float64 // ‖XWᵀ‖²
-	Solved  float64 // ‖Y* − X̃Ŵᵀ‖² of this solution, less its mean where Bias takes that; Y* is XWᵀ or the residual target
+	Solved  float64 // ‖Y* − X̃Ŵᵀ‖² of this solution, less its mean where inputs were centred; Y* is XWᵀ or the residual target
 	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape
 	Soft    float64 // AdaRound: of the relaxed weights before they were rounded; else 0
 	Damping float64 // the λ that was added to H's diagonal, relative to its mean

@@ -211,7 +211,7 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 	cols := int(t.Elements()) / rows
 	options, fallbacks := q.options().Fit(cols)
 	if options.BiasCorrection && biasHolder(graph, i) == "" {
-		options.BiasCorrection = false
+		options.BiasCorrection, options.Centre = false, false
 		if q.BiasCorrection != nil { // asked for, not just the method's default
 			fallbacks = append(fallbacks, layer.Fallback{
 				Asked: "bias correction", Got: "none", Reason: "the layer has no bias, and no batch normalization after it that could hold one",

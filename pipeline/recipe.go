@@ -121,6 +121,7 @@ type Quantize struct {
 	Damping        float64   `yaml:"damping"`
 	ActOrder       bool      `yaml:"act_order"`
 	BiasCorrection *bool     `yaml:"bias_correction"`
+	Centre         *bool     `yaml:"centre"`
 	AWQ            bool      `yaml:"awq"` // scale what the layer reads, see PlanLayer.Scaled
 	AdaRound       *AdaRound `yaml:"adaround"`
 	Alphabet       string    `yaml:"alphabet"`
@@ -428,6 +429,7 @@ func (q *Quantize) options() quantize.Options {
 	o.Align = or(q.Align, o.Align)
 	o.Residual = or(q.Residual, o.Align && o.Method == quantize.Best)
 	o.BiasCorrection = or(q.BiasCorrection, o.Method == quantize.Best)
+	o.Centre = or(q.Centre, o.Method == quantize.Best && o.BiasCorrection)
 	if a := q.AdaRound; a != nil {
 		o.AdaRound = quantize.AdaRoundOptions{
 			Steps: a.Steps, LearningRate: a.LearningRate, Lambda: a.Lambda,

@@ -36,7 +36,9 @@ func TestBestIsALocalOptimum(t *testing.T) {
 		groups := 1 + rng.IntN(2)
 		sh := shape{out: groups * (1 + rng.IntN(5)), in: 2 + rng.IntN(40), groups: groups, samples: 1 + rng.IntN(80), mismatch: 0.2 * float64(rng.IntN(2))}
 		d := newData(uint64(trial), sh)
-		o := Options{Method: Best, Bits: 2 + rng.IntN(3), Align: true, Symmetric: rng.IntN(2) == 0, BiasCorrection: rng.IntN(2) == 0}.WithDefaults()
+		o := Options{Method: Best, Bits: 2 + rng.IntN(3), Align: true, Symmetric: rng.IntN(2) == 0}.WithDefaults()
+		o.BiasCorrection = rng.IntN(2) == 0
+		o.Centre = o.BiasCorrection
 		s := factored(t, d.prob, o)
 		for _, stage := range []func(context.Context) error{s.align, s.round} {
 			if err := stage(context.Background()); err != nil {
@@ -146,7 +148,7 @@ func TestResidualTarget(t *testing.T) {
 				name := fmt.Sprintf("%s, mismatch %v, bias %v", method, mismatch, corrected)
 				d := newData(11, shape{out: 6, in: 20, groups: 2, samples: 50, mismatch: mismatch})
 				lost := addResidual(d, 12)
-				s := solve(t, d.prob, quick(Options{Method: method, Bits: 3, Align: true, Residual: true, BiasCorrection: corrected}))
+				s := solve(t, d.prob, quick(Options{Method: method, Bits: 3, Align: true, Residual: true, BiasCorrection: corrected, Centre: corrected}))
 				want, v := 0.0, values(s)
 				for r := range 6 {
 					g := d.prob.Group(r)
@@ -161,7 +163,7 @@ func TestResidualTarget(t *testing.T) {
 				if math.Abs(s.Errors.Solved-want) > 1e-8*want {
 					t.Errorf("%s: error %v, from the data %v", name, s.Errors.Solved, want)
 				}
-				plain := solve(t, d.prob, quick(Options{Method: method, Bits: 3, Align: true, BiasCorrection: corrected}))
+				plain := solve(t, d.prob, quick(Options{Method: method, Bits: 3, Align: true, BiasCorrection: corrected, Centre: corrected}))
 				if method != Nearest && !(s.Errors.Solved < plainError(d, plain, lost, corrected)) {
 					t.Errorf("%s: no better than without the residual target", name)
 				}

@@ -50,7 +50,7 @@ func (f *Factors) grams(ctx context.Context, p *pool.Pool, o Options) ([]gram, e
 	if f.moments == nil {
 		return nil, nil
 	}
-	kind := factorKind{or(o.Damping, DefaultDamping), o.ActOrder || o.Method == AdaRound || o.Method == Best, o.BiasCorrection}
+	kind := factorKind{or(o.Damping, DefaultDamping), o.ActOrder || o.Method == AdaRound || o.Method == Best, o.Centre}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if grams, ok := f.made[kind]; ok {
@@ -72,8 +72,8 @@ func (f *Factors) grams(ctx context.Context, p *pool.Pool, o Options) ([]gram, e
 
 // gram is H of one group, damped and factored: H + λI = unit·(UᵀU)⁻¹. The unit,
 // a power of two near the mean of H's diagonal, keeps factorizations and float32
-// copies away from extreme numbers. Where a bias takes the mean of the error, H
-// is that of the inputs less their mean, H − Σx̃·Σx̃ᵀ/rows.
+// copies away from extreme numbers. With Options.Centre H is that of the inputs
+// less their mean, H − Σx̃·Σx̃ᵀ/rows.
 type gram struct {
 	h       blas64.General // of the inputs as they are
 	sum     []float64      // Σx̃/√rows; nil where nothing is centred

@@ -83,9 +83,12 @@ type Options struct {
 	ActOrder bool
 
 	// BiasCorrection sets Solution.Bias to the mean error of each output,
-	// (Σy* − Ŵ·Σx̃)/rows. Since the bias takes the mean, codes are then found, and
-	// errors measured, on inputs and targets less their means.
+	// (Σy* − Ŵ·Σx̃)/rows.
 	BiasCorrection bool
+
+	// Centre, with BiasCorrection, finds codes, and measures errors, on inputs and
+	// targets less their means, since the bias takes the mean of the error.
+	Centre bool
 
 	AdaRound AdaRoundOptions // only for Method AdaRound
 
@@ -205,6 +208,8 @@ func (o Options) Check() error {
 		return &OptionError{"Range", quote(o.Range), "minmax with hqq, which finds ranges itself from there"}
 	case o.Method == HQQ && o.Granularity == layer.PerTensor:
 		return &OptionError{"Granularity", quote(o.Granularity), "channel or group with hqq"}
+	case o.Centre && (!o.BiasCorrection || o.Method.dataFree() && !o.Align):
+		return &OptionError{"Centre", o.Centre, "false without bias correction, and for methods that take no moments"}
 	case o.Residual && !o.Align:
 		return &OptionError{"Residual", o.Residual, "false without align"}
 	case !o.usesDamping() && o.Damping != 0:

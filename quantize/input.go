@@ -37,6 +37,9 @@ func checkProblem(prob *layer.Problem, o Options) error {
 	default:
 		return inputError(prob, "scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
 	}
+	if !finite(prob.FusedMax) {
+		return inputError(prob, "largest fused weight", -1, "%v is not finite", prob.FusedMax)
+	}
 	w := prob.Weight
 	for r := range w.Rows {
 		for c, v := range rowOf32(w, r) {

@@ -120,8 +120,8 @@ func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 		Layer: prob.Layer, Method: string(o.Method), Rows: w.Rows, Cols: w.Cols,
 		Codes: make([]int8, w.Rows*w.Cols),
 	}
-	s.grid = ranger{o.Bits, o.Symmetric, o.Range, prob.ScaleType}
 	s.o, s.solution.Fallbacks = o.Fit(w.Cols)
+	s.grid = newRanger(s.o, prob)
 	return s
 }
 

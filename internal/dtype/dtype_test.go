@@ -221,7 +221,7 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s to too few bytes: no error", d)
 		}
 		err = d.FromFloat32(make([]byte, 3*d.Size()), dst)
-		if writable := d == F64 || d == F32 || d == F16 || d == BF16; writable != (err == nil) {
+		if writable := d == F64 || d == F32 || d == F16 || d == BF16 || d == F8E4M3 || d == F8E8M0; writable != (err == nil) {
 			t.Errorf("%s: writing gives %v", d, err)
 		}
 	}

@@ -171,11 +171,12 @@ func (o Options) Check() error {
 		return &OptionError{"Format", quote(o.Format), "int, fp8, nvfp4 or mxfp4"}
 	case o.Format != layer.Integer && o.Bits != o.Format.Bits():
 		return &OptionError{"Bits", o.Bits, fmt.Sprintf("%d, or nothing, with format %s", o.Format.Bits(), o.Format)}
-	case o.Format.GroupSize() > 0 && (o.Granularity != layer.PerGroup || o.GroupSize != o.Format.GroupSize()):
-		return &OptionError{"Granularity", fmt.Sprintf("%s with group size %d", o.Granularity, o.GroupSize),
-			fmt.Sprintf("nothing, or groups of %d, with format %s", o.Format.GroupSize(), o.Format)}
+	case o.Format.GroupSize() > 0 && o.Granularity != layer.PerGroup:
+		return &OptionError{"Granularity", quote(o.Granularity), fmt.Sprintf("group, or nothing, with format %s", o.Format)}
+	case o.Format.GroupSize() > 0 && o.GroupSize != o.Format.GroupSize():
+		return &OptionError{"GroupSize", o.GroupSize, fmt.Sprintf("%d, or nothing, with format %s", o.Format.GroupSize(), o.Format)}
 	case o.PowerOfTwo && o.Format != layer.Integer:
-		return &OptionError{"Scales", quote(o.Format), "format int for scales that are powers of two"}
+		return &OptionError{"PowerOfTwo", o.PowerOfTwo, "false unless the format is int"}
 	case o.Bits < 2 || o.Bits > 8:
 		return &OptionError{"Bits", o.Bits, "2 to 8"}
 	case o.Granularity != layer.PerTensor && o.Granularity != layer.PerChannel && o.Granularity != layer.PerGroup:

@@ -33,7 +33,7 @@ func randomModel(t *testing.T, rng *rand.Rand) solvedInput {
 	var tensors []tensor
 	n := 1 + rng.IntN(6)
 	for i := range n {
-		shape := []int{1 + rng.IntN(40), 1 + rng.IntN(40)}
+		shape := []int{1 + rng.IntN(40), randomCols(rng)}
 		tensors = append(tensors,
 			floats(rng, fmt.Sprintf("layer%d.weight", i), types[rng.IntN(4)], shape...),
 			floats(rng, fmt.Sprintf("layer%d.bias", i), types[rng.IntN(4)], rng.IntN(20)))
@@ -41,18 +41,14 @@ func randomModel(t *testing.T, rng *rand.Rand) solvedInput {
 	ckpt, solutions := checkpoint(t, tensors, map[string]string{"origin": "test"}), map[string]*layer.Solution{}
 	for i := range n {
 		name := fmt.Sprintf("layer%d.weight", i)
-		g := layer.Grid{Bits: 2 + rng.IntN(7), Symmetric: rng.IntN(2) == 0, ScaleType: types[rng.IntN(3)]}
-		g.Granularity = []layer.Granularity{layer.PerTensor, layer.PerChannel, layer.PerGroup}[rng.IntN(3)]
-		if g.Granularity == layer.PerGroup {
-			g.GroupSize = 1 + rng.IntN(50)
-		}
+		shape := lookup(t, ckpt, name).Shape
 		switch rng.IntN(4) {
 		case 0: // kept
 		case 1:
-			solutions[name] = rounded(name, read(t, ckpt, name), lookup(t, ckpt, name).Shape[1], g)
+			solutions[name] = rounded(name, read(t, ckpt, name), shape[1], randomGrid(rng, shape[0]))
 			solutions[name].Transposed = true
 		default:
-			solutions[name] = solve(t, ckpt, name, g)
+			solutions[name] = solve(t, ckpt, name, randomGrid(rng, shape[1]))
 		}
 	}
 	return inputOf(ckpt, solutions)

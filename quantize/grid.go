@@ -285,32 +285,28 @@ func (f ranger) candidate(lo, hi float64, i int) step {
 // error returns Σ|w − ŵ|^rangePower of nearest rounding, or something at least
 // as large as bound once the sum has reached it.
 func (f ranger) error(w []float64, s step, bound float64) float64 {
-	if s.float != nil {
-		return floatError(w, s, bound)
-	}
 	lo, hi := layer.CodeRange(f.bits)
 	sum := 0.0
 	for len(w) > 0 && sum < bound {
 		n := min(len(w), errorChunk)
-		sum += vec.RangeError(w[:n], s.scale, s.zero, lo, hi, rangePower)
+		if s.float != nil {
+			sum += floatError(w[:n], s)
+		} else {
+			sum += vec.RangeError(w[:n], s.scale, s.zero, lo, hi, rangePower)
+		}
 		w = w[n:]
 	}
 	return sum
 }
 
-// floatError is error of a floating-point step.
-func floatError(w []float64, s step, bound float64) float64 {
-	lo, hi := -s.float.Most(), s.float.Most()
-	sum := 0.0
-	for _, v := range w {
-		if d := math.Abs(v - float64(s.value(s.code(v, lo, hi)))); d > 0 {
-			sum += math.Pow(d, rangePower)
-		}
-		if sum >= bound {
-			break
-		}
+// floatError is error of at most errorChunk weights on a floating-point grid.
+func floatError(w []float64, s step) float64 {
+	var off [errorChunk]float64
+	most := s.float.Most()
+	for i, v := range w {
+		off[i] = v - float64(s.value(s.code(v, -most, most)))
 	}
-	return sum
+	return vec.RangeError(off[:len(w)], 1, 0, 0, 0, rangePower) // on a grid of 0 alone: Σ|off|^rangePower
 }
 
 // affine returns the step whose codes span lo…hi. An asymmetric range is

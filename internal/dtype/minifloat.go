@@ -51,10 +51,8 @@ func (m *Minifloat) Value(code int) float32 { return m.values[uint8(code)] }
 func (m *Minifloat) Nearest(x float64) int {
 	base, rest := m.split(math.Abs(x))
 	code := base + int(math.RoundToEven(rest))
-	if x < 0 {
-		return -code
-	}
-	return code
+	negative := int(int64(math.Float64bits(x)) >> 63) // −1 or 0: signs are hard to predict
+	return (code ^ negative) - negative
 }
 
 // Floor returns the code of the largest value that is at most x; −Most−1 where

@@ -329,8 +329,10 @@ func TestFloatConfigHostile(t *testing.T) {
 
 // Hostile metadata about shapes.
 func TestShapesHostile(t *testing.T) {
-	for _, text := range []string{`[]`, `{"conv.weight":[]}`, `{"conv.weight":[-3,-16]}`, `{"conv.weight":[0,16]}`, `{"conv.weight":[48]}`,
-		`{"conv.weight":[4611686018427387904,4]}`, `{"conv.weight":[3,4,2]}`, `{"conv.weight":"x"}`} {
+	for _, text := range []string{
+		`[]`, `{"conv.weight":[]}`, `{"conv.weight":[-3,-16]}`, `{"conv.weight":[0,16]}`, `{"conv.weight":[48]}`,
+		`{"conv.weight":[4611686018427387904,4]}`, `{"conv.weight":[3,4,2]}`, `{"conv.weight":"x"}`,
+	} {
 		in := floatInput(t)
 		dir := write(t, in)
 		path := filepath.Join(dir, ModelName)

@@ -222,9 +222,9 @@ func (f ranger) tensorStep(ctx context.Context, p *pool.Pool, w blas64.General) 
 
 // bestShrink returns the step of the range search with the least error, the
 // widest of equals: of every rangeCoarse-th shrink first, then of those between
-// the best of them and its neighbours; of all where there are few. error may
-// stop at the bound.
-func (f ranger) bestShrink(lo, hi float64, error func(s step, bound float64) float64) step {
+// the best of them and its neighbours; of all where there are few. cost may stop
+// at the bound.
+func (f ranger) bestShrink(lo, hi float64, cost func(s step, bound float64) float64) step {
 	var best step
 	least, at := math.Inf(1), 0
 	try := func(i int) {
@@ -232,7 +232,7 @@ func (f ranger) bestShrink(lo, hi float64, error func(s step, bound float64) flo
 		if s == best {
 			return
 		}
-		if e := error(s, least); e < least || (e == least && i < at) {
+		if e := cost(s, least); e < least || (e == least && i < at) {
 			best, least, at = s, e, i
 		}
 	}

@@ -447,7 +447,7 @@ func TestDeterministic(t *testing.T) {
 func TestSizeProperty(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	types := []dtype.DType{dtype.F32, dtype.F16, dtype.BF16, dtype.F64}
-	for range 80 {
+	for range 60 {
 		var tensors []tensor
 		grids := map[string]layer.Grid{}
 		for i := range 1 + rng.IntN(5) {

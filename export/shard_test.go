@@ -120,7 +120,7 @@ func checkShards(t *testing.T, dir, stem, role string, size int64, files []recor
 		for name, x := range all {
 			data += int64(len(x.raw))
 			homes[name] = f.Name
-			for _, suffix := range []string{packedSuffix, scaleSuffix, shapeSuffix, zeroSuffix} {
+			for _, suffix := range []string{packedSuffix, globalSuffix, scaleSuffix, shapeSuffix, zeroSuffix} {
 				name = strings.TrimSuffix(name, suffix)
 			}
 			sources[name] = true
@@ -136,10 +136,10 @@ func checkShards(t *testing.T, dir, stem, role string, size int64, files []recor
 	if diff := cmp.Diff(homes, weightMap); diff != "" || sum != total {
 		t.Errorf("total_size %d, want %d; weight_map (-want +got):\n%s", total, sum, diff)
 	}
-	for name := range in.Specs {
-		for _, suffix := range []string{scaleSuffix, shapeSuffix, zeroSuffix} {
-			if home, ok := homes[name+suffix]; role == "weights" && ok && home != homes[name+packedSuffix] {
-				t.Errorf("%s is in %s, %s in %s", name+suffix, home, name+packedSuffix, homes[name+packedSuffix])
+	for name, spec := range in.Specs {
+		for _, suffix := range []string{scaleSuffix, shapeSuffix, zeroSuffix, globalSuffix} {
+			if home, ok := homes[name+suffix]; role == "weights" && ok && home != homes[spec.codesName()] {
+				t.Errorf("%s is in %s, %s in %s", name+suffix, home, spec.codesName(), homes[spec.codesName()])
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -453,4 +454,88 @@ func FuzzReadFloat(f *testing.F) {
 			}
 		}
 	})
+}
+
+// decodeFloat decodes an output's floating-point weights as compressed-tensors
+// does, in float32, and compares them with the dense output.
+const decodeFloat = `
+import json, sys
+import numpy as np
+
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U8": "u1", "F8_E4M3": "u1", "I32": "<i4", "I64": "<i8"}
+
+def load(path):
+    raw = open(path, "rb").read()
+    n = int.from_bytes(raw[:8], "little")
+    header, data, out = json.loads(raw[8:8 + n]), raw[8 + n:], {}
+    meta = header.pop("__metadata__")
+    for name, t in header.items():
+        part = data[slice(*t["data_offsets"])]
+        if t["dtype"] == "BF16":
+            x = (np.frombuffer(part, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            x = np.frombuffer(part, TYPES[t["dtype"]])
+        out[name] = x.reshape(t["shape"])
+    return out, meta
+
+def e4m3(b):
+    b = b.astype(np.int32)
+    sign, exp, man = 1 - 2 * (b >> 7), b >> 3 & 15, b & 7
+    return (sign * np.where(exp == 0, man * 2.0**-9, (8 + man) * 2.0**(exp - 10.0))).astype(np.float32)
+
+E2M1 = np.array([0, .5, 1, 1.5, 2, 3, 4, 6], np.float32)
+
+def unpack(b):
+    nibbles = np.stack((b & 15, b >> 4), axis=-1).reshape(b.shape[0], -1)
+    return E2M1[nibbles & 7] * np.where(nibbles & 8, np.float32(-1), np.float32(1))
+
+packed, meta = load(sys.argv[1] + "/model.safetensors")
+dense, _ = load(sys.argv[1] + "/dense.safetensors")
+config = json.load(open(sys.argv[1] + "/config.json"))["quantization_config"]
+transposed, seen = json.loads(meta["fettle.transposed"]), 0
+for group in config["config_groups"].values():
+    for target in group["targets"]:
+        name = target + ".weight"
+        if group["format"] == "naive-quantized":
+            q = e4m3(packed[name]).reshape(packed[name].shape[0], -1)
+            scale = packed[name + "_scale"].astype(np.float32)
+        elif group["format"] == "nvfp4-pack-quantized":
+            q = unpack(packed[name + "_packed"])
+            scale = e4m3(packed[name + "_scale"]) / packed[name + "_global_scale"]
+        elif group["format"] == "mxfp4-pack-quantized":
+            q = unpack(packed[name + "_packed"])
+            scale = np.exp2(packed[name + "_scale"].astype(np.float32) - 127)
+        else:
+            continue
+        w = q * np.repeat(scale, q.shape[1] // scale.shape[1], axis=1)
+        want = dense[name]
+        if name in transposed:
+            w = w.T
+        w = w.reshape(want.shape)
+        if want.dtype == np.float16:
+            w = w.astype(np.float16)
+        assert w.dtype == want.dtype, (name, w.dtype, want.dtype)
+        if name.startswith("a."):  # BF16: the dense output is rounded to it
+            assert np.abs(w - want).max() <= np.abs(want).max() * 2.0**-8, name
+        else:
+            assert (w == want).all(), name
+        seen += 1
+assert seen == 6, seen
+`
+
+// TestPythonReadsFloat holds the layouts and the order of operations against a
+// reader that shares no code with fettle.
+func TestPythonReadsFloat(t *testing.T) {
+	interpreter := python(t)
+	if err := exec.Command(interpreter, "-c", "import numpy").Run(); err != nil {
+		t.Skip("no NumPy here")
+	}
+	in := floatInput(t)
+	dir := write(t, in)
+	if _, err := Dense(context.Background(), dir, Safetensors, in.Input); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(interpreter, "-c", decodeFloat, dir).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pack"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/record"
@@ -22,9 +23,31 @@ import (
 // What config.json says of the layout.
 const (
 	quantMethod   = "compressed-tensors"
-	quantFormat   = "pack-quantized"
 	layoutVersion = "0.17.0"
+	mixedFormat   = "mixed-precision" // at the top, where groups' formats differ
 )
+
+// quantFormats are compressed-tensors' names of the layouts.
+var quantFormats = map[layer.Format]string{
+	layer.Integer: "pack-quantized",
+	layer.FP8:     "naive-quantized",
+	layer.NVFP4:   "nvfp4-pack-quantized",
+	layer.MXFP4:   "mxfp4-pack-quantized",
+}
+
+// formatOf is the inverse of quantFormats. FP8 with quantized activations has
+// the same layout under a name of its own.
+func formatOf(name string) (layer.Format, bool) {
+	if name == "float-quantized" {
+		return layer.FP8, true
+	}
+	for f, n := range quantFormats {
+		if n == name {
+			return f, true
+		}
+	}
+	return "", false
+}
 
 // maxConfig is the largest config.json that is read.
 const maxConfig = 64 << 20
@@ -40,14 +63,20 @@ func moduleOf(weight string) string {
 	return weight
 }
 
-// resolve is the inverse of moduleOf, given the names of a file's tensors.
-func resolve(target string, names map[string]bool) (weight string, err error) {
-	ofModule, itself := names[target+weightSuffix+packedSuffix], names[target+packedSuffix]
+// resolve is the inverse of moduleOf for a weight stored in a format, given the
+// types of a file's tensors by name.
+func resolve(target string, f layer.Format, names map[string]dtype.DType) (weight string, err error) {
+	has := func(weight string) bool {
+		_, codes := names[codesName(weight, f)]
+		_, scales := names[weight+scaleSuffix]
+		return codes && (scales || f != layer.FP8)
+	}
+	ofModule, itself := has(target+weightSuffix), has(target)
 	switch {
 	case strings.HasPrefix(target, "re:"):
 		return "", fmt.Errorf("target %q is a pattern; only exact names are read", target)
 	case ofModule && itself:
-		return "", fmt.Errorf("target %q could mean %s or %s", target, target+weightSuffix+packedSuffix, target+packedSuffix)
+		return "", fmt.Errorf("target %q could mean %s or %s", target, codesName(target+weightSuffix, f), codesName(target, f))
 	case ofModule:
 		return target + weightSuffix, nil
 	case itself:
@@ -56,13 +85,17 @@ func resolve(target string, names map[string]bool) (weight string, err error) {
 	return "", fmt.Errorf("target %q names no module with packed weights in the file", target)
 }
 
-// orphan returns the first weight whose packed tensors are among the names
-// though it is not compressed, or "".
-func orphan(names map[string]bool, compressed func(string) bool) string {
+// orphan returns the first weight whose codes and scales are among a file's
+// tensors, given as types by name, though it is not compressed, or "".
+func orphan(names map[string]dtype.DType, compressed func(string) bool) string {
 	first := ""
-	for name := range names {
-		weight, ok := strings.CutSuffix(name, packedSuffix)
-		if ok && names[weight+scaleSuffix] && names[weight+shapeSuffix] && !compressed(weight) && (first == "" || weight < first) {
+	for name, d := range names {
+		weight, packed := strings.CutSuffix(name, packedSuffix)
+		if !packed && d != dtype.F8E4M3 {
+			continue
+		}
+		_, ok := names[weight+scaleSuffix]
+		if ok && !compressed(weight) && (first == "" || weight < first) {
 			first = weight
 		}
 	}
@@ -71,26 +104,42 @@ func orphan(names map[string]bool, compressed func(string) bool) string {
 
 // scheme is what weights of one config group share.
 type scheme struct {
+	format      layer.Format
 	bits        int
 	granularity layer.Granularity
 	groupSize   int
 	symmetric   bool
 }
 
-func (s Spec) scheme() scheme { return scheme{s.Bits, s.Granularity, s.GroupSize, s.Symmetric} }
+func (s Spec) scheme() scheme {
+	return scheme{s.Format, s.Bits, s.Granularity, s.GroupSize, s.Symmetric}
+}
 
 func (s scheme) check() error {
 	grouped := s.granularity == layer.PerGroup
 	switch {
+	case !s.format.Known():
+		return fmt.Errorf("unknown format %q", s.format)
 	case s.bits < pack.MinBits || s.bits > pack.MaxBits:
 		return fmt.Errorf("%d bits, want %d to %d", s.bits, pack.MinBits, pack.MaxBits)
 	case s.granularity != layer.PerTensor && s.granularity != layer.PerChannel && !grouped:
 		return fmt.Errorf("unknown granularity %q", s.granularity)
 	case s.groupSize < 0 || grouped != (s.groupSize > 0):
 		return fmt.Errorf("granularity %q with group size %d", s.granularity, s.groupSize)
+	case s.format == layer.Integer:
+		return nil
+	case s.bits != s.format.Bits():
+		return fmt.Errorf("%d bits, %s has %d", s.bits, s.format, s.format.Bits())
+	case !s.symmetric:
+		return fmt.Errorf("zero points, which %s has not", s.format)
+	case s.format.GroupSize() > 0 && s.groupSize != s.format.GroupSize():
+		return fmt.Errorf("groups of %d, %s has %d", s.groupSize, s.format, s.format.GroupSize())
 	}
 	return nil
 }
+
+// tensorGroup is compressed-tensors' name of groups under a global scale.
+const tensorGroup = "tensor_group"
 
 // weights returns the scheme as compressed-tensors' QuantizationArgs, which
 // allow no key beyond these.
@@ -106,6 +155,15 @@ func (s scheme) weights() map[string]any {
 	}
 	if !s.symmetric {
 		m["zp_dtype"] = "torch.int8"
+	}
+	if s.format != layer.Integer {
+		m["type"] = "float"
+	}
+	switch s.format {
+	case layer.NVFP4:
+		m["strategy"], m["scale_dtype"] = tensorGroup, "torch.float8_e4m3fn"
+	case layer.MXFP4:
+		m["scale_dtype"] = "torch.uint8"
 	}
 	return m
 }
@@ -131,10 +189,12 @@ func writeConfig(w io.Writer, in Input) error {
 	}
 	slices.Sort(ignore)
 	groups := map[string]any{}
+	var formats []string
 	for i, s := range schemes {
 		slices.Sort(targets[s])
+		formats = append(formats, quantFormats[s.format])
 		groups["group_"+strconv.Itoa(i)] = map[string]any{
-			"targets": targets[s], "format": quantFormat, "weights": s.weights(),
+			"targets": targets[s], "format": formats[i], "weights": s.weights(),
 			"input_activations": nil, "output_activations": nil,
 		}
 	}
@@ -143,7 +203,7 @@ func writeConfig(w io.Writer, in Input) error {
 		return err
 	}
 	config["quantization_config"] = map[string]any{
-		"quant_method": quantMethod, "version": layoutVersion, "format": quantFormat,
+		"quant_method": quantMethod, "version": layoutVersion, "format": overall(formats),
 		"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
 		"ignore": ignore, "sparsity_config": map[string]any{}, "transform_config": map[string]any{},
 		"config_groups": groups,
@@ -152,6 +212,20 @@ func writeConfig(w io.Writer, in Input) error {
 		config["written_by"] = in.Tool
 	}
 	return record.Encode(w, config) // sorts a map's keys
+}
+
+// overall returns the format at the top of a config whose groups have the given
+// ones.
+func overall(formats []string) string {
+	if len(formats) == 0 {
+		return quantFormats[layer.Integer]
+	}
+	for _, f := range formats {
+		if f != formats[0] {
+			return mixedFormat
+		}
+	}
+	return formats[0]
 }
 
 // sourceConfig returns the keys that config.json starts from: those that came
@@ -223,6 +297,7 @@ type config struct {
 
 type group struct {
 	Targets []string `json:"targets"`
+	Format  *string  `json:"format"` // that at the top, where it is not given
 	Weights struct {
 		Bits      int     `json:"num_bits"`
 		Type      string  `json:"type"`
@@ -283,16 +358,20 @@ func (c config) targets() (map[string]scheme, error) {
 		return nil, fmt.Errorf("no quantization_config")
 	case q.Method != quantMethod:
 		return nil, fmt.Errorf("quant_method is %q, want %q", q.Method, quantMethod)
-	case q.Format != quantFormat:
-		return nil, fmt.Errorf("format is %q, want %q", q.Format, quantFormat)
 	}
 	all := map[string]scheme{}
+	var formats []string
 	for name, g := range q.Groups {
-		s, err := g.scheme()
+		format := q.Format
+		if g.Format != nil {
+			format = *g.Format
+		}
+		formats = append(formats, format)
+		s, err := g.scheme(format)
 		if err != nil {
 			return nil, fmt.Errorf("config group %q: %w", name, err)
 		}
-		if 32%s.bits != 0 && olderThanDense(q.Version) {
+		if s.format == layer.Integer && 32%s.bits != 0 && olderThanDense(q.Version) {
 			return nil, fmt.Errorf("version %q packs %d bits in another way than %s and later, which fettle reads", q.Version, s.bits, layoutVersion)
 		}
 		for _, t := range g.Targets {
@@ -302,18 +381,28 @@ func (c config) targets() (map[string]scheme, error) {
 			all[t] = s
 		}
 	}
+	if want := overall(formats); q.Format != want {
+		return nil, fmt.Errorf("format is %q, want %q", q.Format, want)
+	}
 	return all, nil
 }
 
-func (g group) scheme() (scheme, error) {
+// scheme returns the group's scheme, given the name of its layout.
+func (g group) scheme(format string) (scheme, error) {
 	w := g.Weights
-	s := scheme{bits: w.Bits, granularity: layer.Granularity(w.Strategy), symmetric: w.Symmetric}
+	f, known := formatOf(format)
+	s := scheme{format: f, bits: w.Bits, granularity: layer.Granularity(w.Strategy), symmetric: w.Symmetric}
+	if f == layer.NVFP4 && w.Strategy == tensorGroup {
+		s.granularity = layer.PerGroup
+	}
 	if w.GroupSize != nil && *w.GroupSize != -1 {
 		s.groupSize = *w.GroupSize
 	}
 	switch {
-	case w.Type != "int":
-		return s, fmt.Errorf("weights of type %q, want int", w.Type)
+	case !known:
+		return s, fmt.Errorf("format %q is not supported", format)
+	case w.Type != s.weights()["type"] || w.Strategy != s.weights()["strategy"]:
+		return s, fmt.Errorf("weights of type %q and strategy %q, which %s has not", w.Type, w.Strategy, format)
 	case w.ActOrder != nil:
 		return s, fmt.Errorf("actorder %q is not supported", *w.ActOrder)
 	case g.Inputs != nil:

@@ -3,10 +3,10 @@
 //
 // # Compressed output
 //
-// A folder with model.safetensors and config.json in the layout of
-// compressed-tensors' pack-quantized format; a model whose tensors take more
-// bytes than one shard may is divided as below. A weight tensor NAME whose codes
-// form an out×in matrix [rows, cols] becomes
+// A folder with model.safetensors and config.json in the layouts of
+// compressed-tensors; a model whose tensors take more bytes than one shard may is
+// divided as below. A weight tensor NAME whose codes form an out×in matrix
+// [rows, cols] becomes, on an integer grid (pack-quantized),
 //
 //	NAME_packed      int32 [rows, ⌈cols·bits/32⌉], see package pack
 //	NAME_scale       scale type; [1] for a tensor, [rows, 1] for channels,
@@ -16,18 +16,34 @@
 //	NAME_zero_point  only when asymmetric: int32 packed along dimension 0,
 //	                 [⌈rows·bits/32⌉, scales per row]; int8 [1] for a tensor
 //
+// as FP8 (naive-quantized)
+//
+//	NAME             F8_E4M3, of the weight's own shape, [rows, cols] where the
+//	                 checkpoint stores it as in×out
+//	NAME_scale       as above
+//
+// and as NVFP4 (nvfp4-pack-quantized) or MXFP4 (mxfp4-pack-quantized)
+//
+//	NAME_packed        uint8 [rows, cols/2], two E2M1 values to a byte, that of
+//	                   the even column in the low nibble
+//	NAME_scale         NVFP4: F8_E4M3 [rows, cols/16]; MXFP4: uint8 [rows, cols/32],
+//	                   exponents of two with bias 127 (E8M0)
+//	NAME_global_scale  NVFP4: float32 [1]; values are E2M1 · (scale / global scale)
+//
 // so that P.weight becomes P.weight_packed and so on. NAME is the checkpoint's
 // own name, and a name that does not end in ".weight" is treated in the same
 // way. Every other tensor is kept under its name with its bytes; a tensor that
 // the checkpoint has under two names is kept under both.
 //
-// config.json names the scheme of each weight. Its targets are module names: P
-// for P.weight, and the tensor's whole name where it does not end in ".weight".
-// The rare checkpoint whose names do not read back unambiguously is refused.
-// The safetensors metadata is the source's own, with "format": "pt" where it
-// had none; the key "fettle.dtypes" tells the original dtype of compressed
-// weights whose scales are of another, and "fettle.transposed" names the weights
-// that the checkpoint stores as in×out (their codes are out×in like all others).
+// config.json names the scheme of each weight, and "mixed-precision" at the top
+// where layouts differ. Its targets are module names: P for P.weight, and the
+// tensor's whole name where it does not end in ".weight". The rare checkpoint
+// whose names do not read back unambiguously is refused. The safetensors metadata
+// is the source's own, with "format": "pt" where it had none; the key
+// "fettle.dtypes" tells the original dtype of compressed weights whose scales are
+// of another, "fettle.transposed" names the weights that the checkpoint stores as
+// in×out (their codes are out×in like all others), and "fettle.shapes" tells the
+// shapes of NVFP4 and MXFP4 weights that are no matrices.
 //
 // # Dense output
 //
@@ -206,8 +222,7 @@ func checkSolution(spec Spec, s *layer.Solution) error {
 		return bad(spec.Name, ErrInput, "solution is %+v, its spec says %+v", got, spec)
 	}
 	for i, v := range s.Grid.Scales {
-		// The largest weight is below scale·2⁸.
-		if !finite(v) || !finite(v*(1<<8)) {
+		if !finite(v) || !finite(v*spec.limit()) {
 			return badAt(spec.Name, i, ErrNotFinite, "scale %v", v)
 		}
 	}

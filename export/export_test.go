@@ -89,6 +89,9 @@ func integers(name string, d dtype.DType, shape []int, values ...int64) tensor {
 
 // rounded rounds a weight to the nearest code of a min-max grid.
 func rounded(name string, weight []float32, rows int, grid layer.Grid) *layer.Solution {
+	if grid.Format != layer.Integer {
+		return roundedFloat(name, weight, rows, grid)
+	}
 	cols := len(weight) / rows
 	s := &layer.Solution{Layer: name, Method: "nearest", Rows: rows, Cols: cols, Grid: grid, Codes: make([]int8, len(weight))}
 	n := max(1, rows*grid.GroupsPerRow(cols))
@@ -120,6 +123,70 @@ func rounded(name string, weight []float32, rows int, grid layer.Grid) *layer.So
 		s.Codes[i] = clamp(float64(v)/float64(s.Grid.Scales[at]) + float64(s.Grid.Zero(at)))
 	}
 	return s
+}
+
+// roundedFloat is rounded for a floating-point grid, its scales from the largest
+// weights.
+func roundedFloat(name string, weight []float32, rows int, grid layer.Grid) *layer.Solution {
+	cols := len(weight) / rows
+	float := grid.Format.Float()
+	s := &layer.Solution{Layer: name, Method: "nearest", Rows: rows, Cols: cols, Grid: grid, Codes: make([]int8, len(weight))}
+	largest := make([]float64, max(1, rows*grid.GroupsPerRow(cols)))
+	for i, v := range weight {
+		at := grid.Index(i/cols, i%cols, cols)
+		largest[at] = max(largest[at], math.Abs(float64(v)), 1e-3)
+	}
+	s.Grid.Scales = make([]float32, len(largest))
+	if grid.Format == layer.NVFP4 {
+		s.Grid.Global = float32(2688 / slices.Max(largest))
+	}
+	for at, v := range largest {
+		scale := v / float.Largest()
+		if grid.Format == layer.NVFP4 {
+			s.Grid.Scales[at] = layer.LocalScale(scale*float64(s.Grid.Global)) / s.Grid.Global
+		} else {
+			s.Grid.Scales[at] = grid.ScaleType.Round(float32(scale))
+		}
+	}
+	for i, v := range weight {
+		at := grid.Index(i/cols, i%cols, cols)
+		s.Codes[i] = int8(float.Nearest(float64(v) / float64(s.Grid.Scales[at])))
+	}
+	return s
+}
+
+// floatGrid is a grid of a floating-point format; FP8's is per channel.
+func floatGrid(f layer.Format) layer.Grid {
+	g := layer.Grid{Format: f, Bits: f.Bits(), Granularity: layer.PerChannel, Symmetric: true, ScaleType: f.ScaleType(dtype.BF16)}
+	if size := f.GroupSize(); size > 0 {
+		g.Granularity, g.GroupSize = layer.PerGroup, size
+	}
+	return g
+}
+
+// randomGrid is a grid that a weight of the given inputs per row can have.
+func randomGrid(rng *rand.Rand, cols int) layer.Grid {
+	types := []dtype.DType{dtype.F32, dtype.F16, dtype.BF16}
+	g := layer.Grid{Bits: 2 + rng.IntN(7), Symmetric: rng.IntN(2) == 0, ScaleType: types[rng.IntN(3)]}
+	if format := []layer.Format{layer.Integer, layer.FP8, layer.NVFP4, layer.MXFP4}[rng.IntN(4)]; format != layer.Integer {
+		if size := format.GroupSize(); size > 0 && cols%size == 0 {
+			return floatGrid(format)
+		}
+		g.Format, g.Bits, g.Symmetric = layer.FP8, 8, true
+	}
+	g.Granularity = []layer.Granularity{layer.PerTensor, layer.PerChannel, layer.PerGroup}[rng.IntN(3)]
+	if g.Granularity == layer.PerGroup {
+		g.GroupSize = 1 + rng.IntN(50)
+	}
+	return g
+}
+
+// randomCols is a number of inputs, often one that 4-bit formats can have.
+func randomCols(rng *rand.Rand) int {
+	if rng.IntN(2) == 0 {
+		return 16 * (1 + rng.IntN(4))
+	}
+	return 1 + rng.IntN(40)
 }
 
 func solve(t *testing.T, ckpt *loader.Checkpoint, name string, grid layer.Grid) *layer.Solution {
@@ -385,22 +452,18 @@ func TestSizeProperty(t *testing.T) {
 		grids := map[string]layer.Grid{}
 		for i := range 1 + rng.IntN(5) {
 			name := fmt.Sprintf("layer%d.weight", i)
-			shape := []int{1 + rng.IntN(40), 1 + rng.IntN(40)}
+			shape := []int{1 + rng.IntN(40), randomCols(rng)}
 			if rng.IntN(2) == 0 {
 				shape = append(shape, 1+rng.IntN(3), 1+rng.IntN(3))
 			}
+			cols, _ := product(shape[1:])
 			tensors = append(tensors,
 				floats(rng, name, types[rng.IntN(4)], shape...),
 				floats(rng, fmt.Sprintf("layer%d.bias", i), types[rng.IntN(4)], shape[0]))
 			if rng.IntN(4) == 0 {
 				continue
 			}
-			g := layer.Grid{Bits: 2 + rng.IntN(7), Symmetric: rng.IntN(2) == 0, ScaleType: types[rng.IntN(3)]}
-			g.Granularity = []layer.Granularity{layer.PerTensor, layer.PerChannel, layer.PerGroup}[rng.IntN(3)]
-			if g.Granularity == layer.PerGroup {
-				g.GroupSize = 1 + rng.IntN(50)
-			}
-			grids[name] = g
+			grids[name] = randomGrid(rng, cols)
 		}
 		ckpt, solutions := checkpoint(t, tensors, nil), map[string]*layer.Solution{}
 		for name, g := range grids {
@@ -422,7 +485,7 @@ func TestSizeProperty(t *testing.T) {
 		written := open(t, filepath.Join(dir, ModelName))
 		for _, s := range in.Specs {
 			var sum int64
-			for _, part := range []string{packedSuffix, scaleSuffix, shapeSuffix, zeroSuffix} {
+			for _, part := range []string{"", packedSuffix, scaleSuffix, shapeSuffix, zeroSuffix, globalSuffix} {
 				if x, ok := written.Lookup(s.Name + part); ok {
 					sum += x.Bytes()
 				}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,46 +74,43 @@ func modelFile(dir string) string {
 
 // arrange finds the compressed weights and lists all tensors as if dense.
 func (m *Model) arrange(targets map[string]scheme) error {
-	names := map[string]bool{}
+	names := map[string]dtype.DType{}
 	for _, t := range m.file.Tensors() {
-		names[t.Name] = true
+		names[t.Name] = t.DType
 	}
-	dtypes, err := m.originalDTypes()
+	notes, err := m.readNotes()
 	if err != nil {
 		return err
 	}
-	transposed, err := m.transposedWeights()
-	if err != nil {
-		return err
-	}
-	companion := map[string]bool{}
+	weightOf := map[string]string{} // the weight that a tensor belongs to
 	for _, target := range slices.Sorted(maps.Keys(targets)) {
-		weight, err := resolve(target, names)
+		s := targets[target]
+		weight, err := resolve(target, s.format, names)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
-		if _, ok := m.specs[weight]; ok || names[weight] {
+		_, twice := m.specs[weight]
+		if _, dense := names[weight]; twice || dense && s.format != layer.FP8 {
 			return bad(weight, ErrCorrupt, "stands there twice")
 		}
-		spec, err := m.readSpec(weight, targets[target], transposed[weight])
+		spec, err := m.readSpec(weight, s, notes)
 		if err != nil {
 			return err
 		}
 		m.specs[weight] = spec
 		for _, t := range spec.tensors(nil) {
-			companion[t.Name] = true
+			weightOf[t.Name] = weight
 		}
 	}
 	if name := orphan(names, func(name string) bool { _, ok := m.specs[name]; return ok }); name != "" {
 		return bad(name, ErrCorrupt, "is stored compressed but no config group targets %q", moduleOf(name))
 	}
 	for _, t := range m.file.Tensors() {
-		if !companion[t.Name] {
+		weight, ok := weightOf[t.Name]
+		if spec := m.specs[weight]; !ok {
 			m.tensors = append(m.tensors, t)
-		} else if weight := t.Name[:max(0, len(t.Name)-len(packedSuffix))]; weight+packedSuffix == t.Name {
-			if spec, ok := m.specs[weight]; ok {
-				m.tensors = append(m.tensors, spec.denseTensor(dtypes))
-			}
+		} else if t.Name == spec.codesName() {
+			m.tensors = append(m.tensors, spec.denseTensor(notes.dtypes))
 		}
 	}
 	return nil
@@ -120,50 +118,47 @@ func (m *Model) arrange(targets map[string]scheme) error {
 
 func (s Spec) denseTensor(dtypes map[string]dtype.DType) loader.Tensor {
 	t := loader.Tensor{Name: s.Name, DType: s.ScaleType, Shape: s.Shape}
+	if !writable(t.DType) {
+		t.DType = dtype.F32 // of scales in 8 bits; the metadata knows better
+	}
 	if d, ok := dtypes[s.Name]; ok {
 		t.DType = d
 	}
 	return t
 }
 
-// originalDTypes reads the metadata key that names the original dtypes where
-// they are not the scales'.
-func (m *Model) originalDTypes() (map[string]dtype.DType, error) {
-	text, ok := m.file.Metadata()[dtypesKey]
-	if !ok {
-		return nil, nil
-	}
-	var named map[string]string
-	if err := json.Unmarshal([]byte(text), &named); err != nil {
-		return nil, fmt.Errorf("metadata %s: %w: %w", dtypesKey, ErrCorrupt, err)
-	}
-	dtypes := make(map[string]dtype.DType, len(named))
-	for name, text := range named {
-		d, err := dtype.Parse(text)
-		if err != nil || !d.IsFloat() {
-			return nil, bad(name, ErrCorrupt, "original dtype %q", text)
-		}
-		dtypes[name] = d
-	}
-	return dtypes, nil
+// notes is what the metadata tells of weights, by name.
+type notes struct {
+	dtypes     map[string]dtype.DType // original ones, where they are not the scales'
+	shapes     map[string][]int       // where the tensors do not tell them
+	transposed map[string]bool        // the checkpoint stores them as in×out
 }
 
-// transposedWeights reads the metadata key that names the weights which the
-// checkpoint stores as in×out.
-func (m *Model) transposedWeights() (map[string]bool, error) {
-	text, ok := m.file.Metadata()[transposedKey]
-	if !ok {
-		return nil, nil
+func (m *Model) readNotes() (n notes, err error) {
+	var dtypes map[string]string
+	var transposed []string
+	for key, value := range map[string]any{dtypesKey: &dtypes, shapesKey: &n.shapes, transposedKey: &transposed} {
+		text, ok := m.file.Metadata()[key]
+		if !ok {
+			continue
+		}
+		if err := json.Unmarshal([]byte(text), value); err != nil {
+			return n, fmt.Errorf("metadata %s: %w: %w", key, ErrCorrupt, err)
+		}
 	}
-	var names []string
-	if err := json.Unmarshal([]byte(text), &names); err != nil {
-		return nil, fmt.Errorf("metadata %s: %w: %w", transposedKey, ErrCorrupt, err)
+	n.dtypes = make(map[string]dtype.DType, len(dtypes))
+	for name, text := range dtypes {
+		d, err := dtype.Parse(text)
+		if err != nil || !d.IsFloat() {
+			return n, bad(name, ErrCorrupt, "original dtype %q", text)
+		}
+		n.dtypes[name] = d
 	}
-	set := make(map[string]bool, len(names))
-	for _, name := range names {
-		set[name] = true
+	n.transposed = make(map[string]bool, len(transposed))
+	for _, name := range transposed {
+		n.transposed[name] = true
 	}
-	return set, nil
+	return n, nil
 }
 
 // maxDims is more dimensions than any layer's weight has.
@@ -171,43 +166,82 @@ const maxDims = 8
 
 // readSpec reads a compressed weight's shape and holds all its tensors against
 // it.
-func (m *Model) readSpec(name string, s scheme, transposed bool) (Spec, error) {
-	spec := Spec{Name: name, Transposed: transposed, Bits: s.bits, Granularity: s.granularity, GroupSize: s.groupSize, Symmetric: s.symmetric}
-	shape, ok := m.file.Lookup(name + shapeSuffix)
-	if !ok {
-		return spec, bad(name+shapeSuffix, ErrCorrupt, "is missing")
+func (m *Model) readSpec(name string, s scheme, notes notes) (spec Spec, err error) {
+	spec = Spec{
+		Name: name, Transposed: notes.transposed[name],
+		Format: s.format, Bits: s.bits, Granularity: s.granularity, GroupSize: s.groupSize, Symmetric: s.symmetric,
 	}
-	if shape.DType != dtype.I64 || len(shape.Shape) != 1 || shape.Shape[0] < 1 || shape.Shape[0] > maxDims {
-		return spec, bad(shape.Name, ErrCorrupt, "%s %v, want I64 with 1 to %d dimensions", shape.DType, shape.Shape, maxDims)
+	if s.format == layer.Integer {
+		spec.Shape, err = m.readShape(name + shapeSuffix)
+	} else {
+		spec.Shape, err = m.codesShape(spec, notes.shapes[name])
 	}
-	raw := make([]byte, 8*shape.Shape[0])
-	if err := m.file.ReadBytes(shape.Name, raw); err != nil {
+	if err != nil {
 		return spec, err
 	}
-	for i := 0; i < len(raw); i += 8 {
-		d := int64(binary.LittleEndian.Uint64(raw[i:]))
-		if d < 1 || int64(int(d)) != d {
-			return spec, badAt(shape.Name, i/8, ErrCorrupt, "dimension %d", d)
-		}
-		spec.Shape = append(spec.Shape, int(d))
-	}
 	n, ok := product(spec.Shape)
-	if !ok {
-		return spec, bad(shape.Name, ErrCorrupt, "%v is too large", spec.Shape)
+	if !ok || len(spec.Shape) == 0 || spec.Shape[0] < 1 {
+		return spec, bad(name+shapeSuffix, ErrCorrupt, "%v is no shape of a weight", spec.Shape)
 	}
 	spec.Rows, spec.Cols = spec.Shape[0], n/spec.Shape[0]
-	if transposed {
+	if spec.Transposed {
 		spec.Rows, spec.Cols = spec.Cols, spec.Rows
 	}
 	scale, ok := m.file.Lookup(name + scaleSuffix)
 	if !ok {
 		return spec, bad(name+scaleSuffix, ErrCorrupt, "is missing")
 	}
-	spec.ScaleType = scale.DType
+	spec.ScaleType = spec.Format.ScaleType(scale.DType)
 	if err := spec.check(ErrCorrupt); err != nil {
 		return spec, err
 	}
 	return spec, m.checkTensors(spec)
+}
+
+// readShape reads a tensor that holds a weight's shape.
+func (m *Model) readShape(name string) (shape []int, err error) {
+	t, ok := m.file.Lookup(name)
+	if !ok {
+		return nil, bad(name, ErrCorrupt, "is missing")
+	}
+	if t.DType != dtype.I64 || len(t.Shape) != 1 || t.Shape[0] < 1 || t.Shape[0] > maxDims {
+		return nil, bad(name, ErrCorrupt, "%s %v, want I64 with 1 to %d dimensions", t.DType, t.Shape, maxDims)
+	}
+	raw := make([]byte, 8*t.Shape[0])
+	if err := m.file.ReadBytes(name, raw); err != nil {
+		return nil, err
+	}
+	for i := 0; i < len(raw); i += 8 {
+		d := int64(binary.LittleEndian.Uint64(raw[i:]))
+		if d < 1 || int64(int(d)) != d {
+			return nil, badAt(name, i/8, ErrCorrupt, "dimension %d", d)
+		}
+		shape = append(shape, int(d))
+	}
+	return shape, nil
+}
+
+// codesShape returns the shape of a floating-point weight from that of its
+// codes, or as the metadata tells it.
+func (m *Model) codesShape(spec Spec, told []int) ([]int, error) {
+	if told != nil {
+		return told, nil
+	}
+	codes, ok := m.file.Lookup(spec.codesName())
+	if !ok {
+		return nil, bad(spec.codesName(), ErrCorrupt, "is missing")
+	}
+	shape := slices.Clone(codes.Shape)
+	if spec.Format != layer.FP8 {
+		if len(shape) != 2 || shape[1] > math.MaxInt/2 {
+			return nil, bad(codes.Name, ErrCorrupt, "%v, want two dimensions", shape)
+		}
+		shape[1] *= 2
+	}
+	if spec.Transposed {
+		slices.Reverse(shape)
+	}
+	return shape, nil
 }
 
 func (m *Model) checkTensors(spec Spec) error {
@@ -301,43 +335,70 @@ func (m *Model) Solution(name string) (*layer.Solution, error) {
 		return nil, bad(name, ErrInput, "is not compressed")
 	}
 	s := &layer.Solution{Layer: name, Rows: spec.Rows, Cols: spec.Cols, Transposed: spec.Transposed, Grid: layer.Grid{
-		Bits: spec.Bits, Granularity: spec.Granularity, GroupSize: spec.GroupSize,
+		Format: spec.Format, Bits: spec.Bits, Granularity: spec.Granularity, GroupSize: spec.GroupSize,
 		Symmetric: spec.Symmetric, ScaleType: spec.ScaleType,
 	}}
 	var err error
-	if s.Grid.Scales, err = m.readScales(spec); err != nil {
+	if s.Grid.Scales, s.Grid.Global, err = m.readScales(spec); err != nil {
 		return nil, err
 	}
 	if s.Grid.Zeros, err = m.readZeros(spec); err != nil {
 		return nil, err
 	}
-	packed, err := m.read(name + packedSuffix)
+	if err := s.Grid.Check(spec.Rows, spec.Cols); err != nil {
+		return nil, bad(name, ErrCorrupt, "%v", err)
+	}
+	codes := spec.codesName()
+	packed, err := m.read(codes)
 	if err != nil {
 		return nil, err
 	}
 	s.Codes = make([]int8, spec.Rows*spec.Cols)
-	if err := pack.UnpackRows(s.Codes, packed, spec.Rows, spec.Cols, spec.Bits); err != nil {
-		return nil, bad(name+packedSuffix, ErrCorrupt, "%v", err)
+	if err := spec.unpack(s.Codes, packed); err != nil {
+		var nan *pack.NaNError
+		if errors.As(err, &nan) {
+			return nil, badAt(codes, nan.Index, ErrNotFinite, "in %s", dtype.F8E4M3)
+		}
+		return nil, bad(codes, ErrCorrupt, "%v", err)
 	}
 	return s, nil
 }
 
-func (m *Model) readScales(spec Spec) ([]float32, error) {
+// readScales reads a weight's scales, NVFP4's as layer.Grid has them, and its
+// global scale.
+func (m *Model) readScales(spec Spec) (scales []float32, global float32, err error) {
 	name := spec.Name + scaleSuffix
+	raw, err := m.read(name)
+	if err != nil {
+		return nil, 0, err
+	}
 	n, _ := product(spec.scaleShape())
-	scales := make([]float32, n)
-	if err := m.file.ReadFloat32(name, scales); err != nil {
-		return nil, err
+	scales = make([]float32, n)
+	if err := spec.ScaleType.ToFloat32(scales, raw); err != nil {
+		return nil, 0, bad(name, ErrCorrupt, "%v", err)
+	}
+	if spec.Format == layer.NVFP4 {
+		one := make([]float32, 1)
+		if err := m.file.ReadFloat32(spec.Name+globalSuffix, one); err != nil {
+			return nil, 0, err
+		}
+		if global = one[0]; !(global > 0) || !finite(global) {
+			return nil, 0, badAt(spec.Name+globalSuffix, 0, ErrCorrupt, "global scale %v is not positive and finite", global)
+		}
 	}
 	for i, v := range scales {
-		if !finite(v * (1 << 8)) { // the largest weight is below scale·2⁸
-			return nil, badAt(name, i, ErrNotFinite, "scale %v", v)
+		if global != 0 {
+			v /= global
+			scales[i] = v
+		}
+		if !finite(v * spec.limit()) {
+			return nil, 0, badAt(name, i, ErrNotFinite, "scale %v", v)
 		}
 		if v <= 0 {
-			return nil, badAt(name, i, ErrCorrupt, "scale %v is not positive", v)
+			return nil, 0, badAt(name, i, ErrCorrupt, "scale %v is not positive", v)
 		}
 	}
-	return scales, nil
+	return scales, global, nil
 }
 
 func (m *Model) readZeros(spec Spec) ([]int8, error) {

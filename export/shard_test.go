@@ -33,7 +33,7 @@ func randomModel(t *testing.T, rng *rand.Rand) solvedInput {
 	var tensors []tensor
 	n := 1 + rng.IntN(6)
 	for i := range n {
-		shape := []int{1 + rng.IntN(40), 1 + rng.IntN(40)}
+		shape := []int{1 + rng.IntN(40), randomCols(rng)}
 		tensors = append(tensors,
 			floats(rng, fmt.Sprintf("layer%d.weight", i), types[rng.IntN(4)], shape...),
 			floats(rng, fmt.Sprintf("layer%d.bias", i), types[rng.IntN(4)], rng.IntN(20)))
@@ -41,18 +41,14 @@ func randomModel(t *testing.T, rng *rand.Rand) solvedInput {
 	ckpt, solutions := checkpoint(t, tensors, map[string]string{"origin": "test"}), map[string]*layer.Solution{}
 	for i := range n {
 		name := fmt.Sprintf("layer%d.weight", i)
-		g := layer.Grid{Bits: 2 + rng.IntN(7), Symmetric: rng.IntN(2) == 0, ScaleType: types[rng.IntN(3)]}
-		g.Granularity = []layer.Granularity{layer.PerTensor, layer.PerChannel, layer.PerGroup}[rng.IntN(3)]
-		if g.Granularity == layer.PerGroup {
-			g.GroupSize = 1 + rng.IntN(50)
-		}
+		shape := lookup(t, ckpt, name).Shape
 		switch rng.IntN(4) {
 		case 0: // kept
 		case 1:
-			solutions[name] = rounded(name, read(t, ckpt, name), lookup(t, ckpt, name).Shape[1], g)
+			solutions[name] = rounded(name, read(t, ckpt, name), shape[1], randomGrid(rng, shape[0]))
 			solutions[name].Transposed = true
 		default:
-			solutions[name] = solve(t, ckpt, name, g)
+			solutions[name] = solve(t, ckpt, name, randomGrid(rng, shape[1]))
 		}
 	}
 	return inputOf(ckpt, solutions)
@@ -124,7 +120,7 @@ func checkShards(t *testing.T, dir, stem, role string, size int64, files []recor
 		for name, x := range all {
 			data += int64(len(x.raw))
 			homes[name] = f.Name
-			for _, suffix := range []string{packedSuffix, scaleSuffix, shapeSuffix, zeroSuffix} {
+			for _, suffix := range []string{packedSuffix, globalSuffix, scaleSuffix, shapeSuffix, zeroSuffix} {
 				name = strings.TrimSuffix(name, suffix)
 			}
 			sources[name] = true
@@ -140,10 +136,10 @@ func checkShards(t *testing.T, dir, stem, role string, size int64, files []recor
 	if diff := cmp.Diff(homes, weightMap); diff != "" || sum != total {
 		t.Errorf("total_size %d, want %d; weight_map (-want +got):\n%s", total, sum, diff)
 	}
-	for name := range in.Specs {
-		for _, suffix := range []string{scaleSuffix, shapeSuffix, zeroSuffix} {
-			if home, ok := homes[name+suffix]; role == "weights" && ok && home != homes[name+packedSuffix] {
-				t.Errorf("%s is in %s, %s in %s", name+suffix, home, name+packedSuffix, homes[name+packedSuffix])
+	for name, spec := range in.Specs {
+		for _, suffix := range []string{scaleSuffix, shapeSuffix, zeroSuffix, globalSuffix} {
+			if home, ok := homes[name+suffix]; role == "weights" && ok && home != homes[spec.codesName()] {
+				t.Errorf("%s is in %s, %s in %s", name+suffix, home, spec.codesName(), homes[spec.codesName()])
 			}
 		}
 	}

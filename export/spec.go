@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -22,6 +24,7 @@ type Spec struct {
 	Shape       []int  // its shape as stored in the checkpoint
 	Rows, Cols  int    // of its out×in matrix
 	Transposed  bool   // the checkpoint stores it as in×out
+	Format      layer.Format
 	Bits        int
 	Granularity layer.Granularity
 	GroupSize   int // 0 unless PerGroup
@@ -33,13 +36,13 @@ type Spec struct {
 func SpecOf(name string, shape []int, s *layer.Solution) Spec {
 	return Spec{
 		Name: name, Shape: shape, Rows: s.Rows, Cols: s.Cols,
-		Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
+		Format: s.Grid.Format, Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
 		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType, Transposed: s.Transposed,
 	}
 }
 
 // Bytes returns the bytes of the tensors that replace the weight: codes,
-// scales, zero points and shape, without the file's header.
+// scales, zero points or global scale, and shape, without the file's header.
 func (s Spec) Bytes() int64 {
 	return dataBytes(s.tensors(nil))
 }
@@ -50,10 +53,11 @@ const (
 	scaleSuffix  = "_scale"
 	shapeSuffix  = "_shape"
 	zeroSuffix   = "_zero_point"
+	globalSuffix = "_global_scale"
 )
 
-// tensors lists what replaces the weight. The solution is asked for when one of
-// them is written; nil will do for all else.
+// tensors lists what replaces the weight, its codes first. The solution is asked
+// for when one of them is written; nil will do for all else.
 func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []safetensors.Source {
 	from := func(write func(io.Writer, *layer.Solution) error) func(io.Writer) error {
 		return func(w io.Writer) error {
@@ -64,19 +68,23 @@ func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []saf
 			return write(w, found)
 		}
 	}
-	list := []safetensors.Source{
-		{
-			Name: s.Name + packedSuffix, DType: dtype.I32, Shape: []int{s.Rows, pack.Words(s.Cols, s.Bits)},
-			Write: from(s.writeCodes),
-		},
-		{
-			Name: s.Name + scaleSuffix, DType: s.ScaleType, Shape: s.scaleShape(),
-			Write: from(s.writeScales),
-		},
-		{
+	codes := safetensors.Source{Name: s.codesName(), Write: from(s.writeCodes)}
+	codes.DType, codes.Shape = s.codesLayout()
+	list := []safetensors.Source{codes, {
+		Name: s.Name + scaleSuffix, DType: s.storedScaleType(), Shape: s.scaleShape(),
+		Write: from(s.writeScales),
+	}}
+	if s.Format == layer.NVFP4 {
+		list = append(list, safetensors.Source{
+			Name: s.Name + globalSuffix, DType: dtype.F32, Shape: []int{1},
+			Write: from(s.writeGlobal),
+		})
+	}
+	if s.Format == layer.Integer {
+		list = append(list, safetensors.Source{
 			Name: s.Name + shapeSuffix, DType: dtype.I64, Shape: []int{len(s.Shape)},
 			Write: s.writeShape,
-		},
+		})
 	}
 	if !s.Symmetric {
 		zero := safetensors.Source{Name: s.Name + zeroSuffix, Write: from(s.writeZeros)}
@@ -84,6 +92,45 @@ func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []saf
 		list = append(list, zero)
 	}
 	return list
+}
+
+// codesName returns the name of the tensor that holds the codes.
+func (s Spec) codesName() string { return codesName(s.Name, s.Format) }
+
+func codesName(weight string, f layer.Format) string {
+	if f == layer.FP8 {
+		return weight
+	}
+	return weight + packedSuffix
+}
+
+func (s Spec) codesLayout() (dtype.DType, []int) {
+	switch {
+	case s.Format == layer.Integer:
+		return dtype.I32, []int{s.Rows, pack.Words(s.Cols, s.Bits)}
+	case s.Format != layer.FP8:
+		return dtype.U8, []int{s.Rows, s.Cols / 2}
+	case s.Transposed:
+		return dtype.F8E4M3, []int{s.Rows, s.Cols}
+	default:
+		return dtype.F8E4M3, s.Shape
+	}
+}
+
+// storedScaleType is the type of the scales' tensor: E8M0 is written as U8.
+func (s Spec) storedScaleType() dtype.DType {
+	if s.ScaleType == dtype.F8E8M0 {
+		return dtype.U8
+	}
+	return s.ScaleType
+}
+
+// limit is at least the largest value of a grid of scale 1.
+func (s Spec) limit() float32 {
+	if f := s.Format.Float(); f != nil {
+		return float32(f.Largest())
+	}
+	return 1 << 8
 }
 
 // scaleShape is the shape of the scales, and of the zero points unpacked.
@@ -111,12 +158,12 @@ func (s Spec) zeroLayout() (dtype.DType, []int) {
 // writeCodes packs a block of rows at a time, so that the packed tensor need
 // not be held beside the codes.
 func (s Spec) writeCodes(w io.Writer, from *layer.Solution) error {
-	rowBytes := 4 * pack.Words(s.Cols, s.Bits)
+	rowBytes := s.rowBytes()
 	block := max(1, 1<<16/rowBytes)
 	buf := make([]byte, min(block, s.Rows)*rowBytes)
 	for row := 0; row < s.Rows; row += block {
 		n := min(block, s.Rows-row)
-		if err := pack.Rows(buf[:n*rowBytes], from.Codes[row*s.Cols:][:n*s.Cols], n, s.Cols, s.Bits); err != nil {
+		if err := s.pack(buf[:n*rowBytes], from.Codes[row*s.Cols:][:n*s.Cols], n); err != nil {
 			return &TensorError{Tensor: s.Name, Index: -1, Err: err}
 		}
 		if _, err := w.Write(buf[:n*rowBytes]); err != nil {
@@ -126,8 +173,46 @@ func (s Spec) writeCodes(w io.Writer, from *layer.Solution) error {
 	return nil
 }
 
+// rowBytes returns the bytes of a row of packed codes.
+func (s Spec) rowBytes() int {
+	switch s.Format {
+	case layer.Integer:
+		return 4 * pack.Words(s.Cols, s.Bits)
+	case layer.FP8:
+		return s.Cols
+	default:
+		return s.Cols / 2
+	}
+}
+
+func (s Spec) pack(dst []byte, codes []int8, rows int) error {
+	switch s.Format {
+	case layer.Integer:
+		return pack.Rows(dst, codes, rows, s.Cols, s.Bits)
+	case layer.FP8:
+		return pack.FP8(dst, codes)
+	default:
+		return pack.FP4(dst, codes)
+	}
+}
+
+// unpack is the inverse of pack for all rows.
+func (s Spec) unpack(codes []int8, src []byte) error {
+	switch s.Format {
+	case layer.Integer:
+		return pack.UnpackRows(codes, src, s.Rows, s.Cols, s.Bits)
+	case layer.FP8:
+		return pack.UnpackFP8(codes, src)
+	default:
+		return pack.UnpackFP4(codes, src)
+	}
+}
+
 func (s Spec) writeScales(w io.Writer, from *layer.Solution) error {
-	scales := from.Grid.Scales
+	scales := make([]float32, len(from.Grid.Scales))
+	for i := range scales {
+		scales[i] = from.Grid.Stored(i)
+	}
 	raw := make([]byte, len(scales)*s.ScaleType.Size())
 	if err := s.ScaleType.FromFloat32(raw, scales); err != nil {
 		return bad(s.Name, ErrUnsupported, "%v", err)
@@ -136,6 +221,11 @@ func (s Spec) writeScales(w io.Writer, from *layer.Solution) error {
 		return err
 	}
 	_, err := w.Write(raw)
+	return err
+}
+
+func (s Spec) writeGlobal(w io.Writer, from *layer.Solution) error {
+	_, err := w.Write(binary.LittleEndian.AppendUint32(nil, math.Float32bits(from.Grid.Global)))
 	return err
 }
 
@@ -183,8 +273,10 @@ func (s Spec) check(kind error) error {
 	}
 	n, ok := product(s.Shape)
 	switch {
-	case !writable(s.ScaleType):
+	case s.ScaleType != s.Format.ScaleType(s.ScaleType) || (s.Format.ScaleType(dtype.Invalid) == dtype.Invalid && !writable(s.ScaleType)):
 		return bad(s.Name, kind, "scales of dtype %s", s.ScaleType)
+	case s.Format.GroupSize() > 0 && s.Cols%s.Format.GroupSize() != 0:
+		return bad(s.Name, kind, "%d inputs are not groups of %d, as %s has them", s.Cols, s.Format.GroupSize(), s.Format)
 	case !ok || n == 0 || len(s.Shape) == 0:
 		return bad(s.Name, kind, "a weight of shape %v cannot be compressed", s.Shape)
 	case s.Transposed && (len(s.Shape) != 2 || s.Cols != s.Shape[0] || s.Rows != s.Shape[1]):
@@ -246,15 +338,15 @@ func streamed(t loader.Tensor, read func(loader.Tensor) ([]byte, error)) safeten
 
 // checkNames refuses tensors that would not read back under their names.
 func checkNames(list []safetensors.Source, specs map[string]Spec) error {
-	names := make(map[string]bool, len(list))
+	names := make(map[string]dtype.DType, len(list))
 	for _, t := range list {
-		if names[t.Name] {
+		if _, ok := names[t.Name]; ok {
 			return bad(t.Name, ErrInput, "the compressed tensors would take a name that the checkpoint uses already")
 		}
-		names[t.Name] = true
+		names[t.Name] = t.DType
 	}
-	for name := range specs {
-		if weight, err := resolve(moduleOf(name), names); err != nil || weight != name {
+	for name, spec := range specs {
+		if weight, err := resolve(moduleOf(name), spec.Format, names); err != nil || weight != name {
 			return bad(name, ErrInput, "the names of the checkpoint would make it ambiguous which tensor is compressed")
 		}
 	}
@@ -271,11 +363,20 @@ const dtypesKey = "fettle.dtypes"
 // as in×out; their codes are out×in like all others.
 const transposedKey = "fettle.transposed"
 
+// shapesKey is the metadata key of the shapes of weights whose packed codes do
+// not tell them: those of convolutions in 4-bit floating-point formats.
+const shapesKey = "fettle.shapes"
+
+// hidesShape reports whether nothing but the metadata tells the weight's shape.
+func (s Spec) hidesShape() bool {
+	return (s.Format == layer.NVFP4 || s.Format == layer.MXFP4) && len(s.Shape) != 2
+}
+
 // metadata is what a compressed file says of itself: the source's own metadata,
-// and the dtypes and the transposed weights that cannot be seen elsewhere.
+// and the dtypes, shapes and transposed weights that cannot be seen elsewhere.
 func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string, error) {
 	m := sourceMetadata(ckpt)
-	dtypes := map[string]string{}
+	dtypes, shapes := map[string]string{}, map[string][]int{}
 	var transposed []string
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
 		if t, _ := ckpt.Lookup(name); t.DType != specs[name].ScaleType {
@@ -284,28 +385,29 @@ func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string
 		if specs[name].Transposed {
 			transposed = append(transposed, name)
 		}
-	}
-	if len(dtypes) > 0 {
-		text, err := json.Marshal(dtypes) // keys come out sorted
-		if err != nil {
-			return nil, err
+		if specs[name].hidesShape() {
+			shapes[name] = specs[name].Shape
 		}
-		m[dtypesKey] = string(text)
 	}
-	if len(transposed) > 0 {
-		text, err := json.Marshal(transposed)
-		if err != nil {
-			return nil, err
+	put := func(key string, entries int, value any) error {
+		if entries == 0 {
+			return nil
 		}
-		m[transposedKey] = string(text)
+		text, err := json.Marshal(value) // keys come out sorted
+		m[key] = string(text)
+		return err
 	}
-	return m, nil
+	return m, errors.Join(
+		put(dtypesKey, len(dtypes), dtypes),
+		put(shapesKey, len(shapes), shapes),
+		put(transposedKey, len(transposed), transposed))
 }
 
 func sourceMetadata(ckpt *loader.Checkpoint) map[string]string {
 	m := map[string]string{"format": "pt"}
 	maps.Copy(m, ckpt.Metadata())
 	delete(m, dtypesKey)
+	delete(m, shapesKey)
 	delete(m, transposedKey)
 	return m
 }

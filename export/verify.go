@@ -98,7 +98,10 @@ func (m *Model) verifySolution(name string, want *layer.Solution) error {
 	if err != nil {
 		return err
 	}
-	if err := verifyEqual(name+packedSuffix, got.Codes, want.Codes); err != nil {
+	if err := verifyEqual(m.specs[name].codesName(), got.Codes, want.Codes); err != nil {
+		return err
+	}
+	if err := verifyEqual(name+globalSuffix, []float32{got.Grid.Global}, []float32{want.Grid.Global}); err != nil {
 		return err
 	}
 	if err := verifyEqual(name+scaleSuffix, got.Grid.Scales, want.Grid.Scales); err != nil {

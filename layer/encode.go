@@ -23,7 +23,7 @@ import (
 // JSON, what is not a matrix. Any safetensors reader can open them.
 
 // EncodingVersion is the version of the units' layout.
-const EncodingVersion = 1
+const EncodingVersion = 2
 
 // ErrUnit says that a file is not a unit of the wanted kind, or is damaged.
 var ErrUnit = errors.New("not a readable unit")
@@ -93,11 +93,13 @@ type solutionHead struct {
 	Method      string      `json:"method"`
 	Rows        int         `json:"rows"`
 	Cols        int         `json:"cols"`
+	Format      Format      `json:"format,omitempty"`
 	Bits        int         `json:"bits"`
 	Granularity Granularity `json:"granularity"`
 	GroupSize   int         `json:"group_size"`
 	Symmetric   bool        `json:"symmetric"`
 	ScaleType   string      `json:"scale_type"`
+	Global      float32     `json:"global_scale,omitempty"`
 	Transposed  bool        `json:"transposed,omitempty"`
 	Errors      Errors      `json:"errors"`
 	Fallbacks   []Fallback  `json:"fallbacks,omitempty"`
@@ -119,8 +121,8 @@ func EncodeSolution(w io.Writer, s *Solution) error {
 	}
 	return u.write(w, solutionHead{
 		Layer: s.Layer, Method: s.Method, Rows: s.Rows, Cols: s.Cols,
-		Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
-		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType.String(), Transposed: s.Transposed,
+		Format: s.Grid.Format, Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
+		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType.String(), Global: s.Grid.Global, Transposed: s.Transposed,
 		Errors: s.Errors, Fallbacks: s.Fallbacks,
 	})
 }
@@ -140,8 +142,8 @@ func DecodeSolution(r io.ReaderAt, size int64) (*Solution, error) {
 	s := &Solution{
 		Layer: head.Layer, Method: head.Method, Rows: head.Rows, Cols: head.Cols,
 		Grid: Grid{
-			Bits: head.Bits, Granularity: head.Granularity, GroupSize: head.GroupSize,
-			Symmetric: head.Symmetric, ScaleType: scaleType,
+			Format: head.Format, Bits: head.Bits, Granularity: head.Granularity, GroupSize: head.GroupSize,
+			Symmetric: head.Symmetric, ScaleType: scaleType, Global: head.Global,
 		},
 		Transposed: head.Transposed, Errors: head.Errors, Fallbacks: head.Fallbacks,
 	}

@@ -90,8 +90,14 @@ type Problem struct {
 	// g are rows g·out/Groups … (g+1)·out/Groups−1.
 	Weight blas32.General
 
-	// ScaleType is the type that scales are stored in.
+	// ScaleType is the type that scales are stored in, where the grid's format
+	// leaves that open.
 	ScaleType dtype.DType
+
+	// FusedMax is max|w| over the weights of all layers that runtimes join with
+	// this one, which share NVFP4's global scale. At most this weight's own: it
+	// shares with none.
+	FusedMax float64
 
 	// Moments is nil for methods that need no data.
 	Moments *Moments
@@ -198,7 +204,7 @@ type Fallback struct {
 
 // Weight writes the rebuilt weight Ŵ to dst, row-major in the shape in which
 // the checkpoint stores it: the values that every reader of the written codes
-// computes, scale·(code − zero point) in float32.
+// computes, scale·(code − zero point) or scale·value(code) in float32.
 func (s *Solution) Weight(dst []float32) {
 	if !s.Transposed {
 		for r := range s.Rows {

@@ -57,6 +57,109 @@ func testSolution() *Solution {
 	}
 }
 
+// floatSolutions are one of each floating-point format.
+func floatSolutions() []*Solution {
+	fp8 := &Solution{
+		Layer: "a", Method: "nearest", Rows: 2, Cols: 3,
+		Grid:  Grid{Format: FP8, Bits: 8, Granularity: PerChannel, Symmetric: true, ScaleType: dtype.BF16, Scales: []float32{0.5, 2}},
+		Codes: []int8{126, -126, 1, 0, 0x38, -0x38},
+	}
+	nvfp4 := &Solution{
+		Layer: "b", Method: "gptq", Rows: 1, Cols: 32,
+		Grid: Grid{
+			Format: NVFP4, Bits: 4, Granularity: PerGroup, GroupSize: 16, Symmetric: true, ScaleType: dtype.F8E4M3,
+			Scales: []float32{448 / float32(2700), 1 / float32(2700)}, Global: 2700,
+		},
+		Codes: make([]int8, 32),
+	}
+	mxfp4 := &Solution{
+		Layer: "c", Method: "gptq", Rows: 2, Cols: 32,
+		Grid: Grid{
+			Format: MXFP4, Bits: 4, Granularity: PerGroup, GroupSize: 32, Symmetric: true, ScaleType: dtype.F8E8M0,
+			Scales: []float32{0x1p-127, 4},
+		},
+		Codes: make([]int8, 64),
+	}
+	for c := range 15 {
+		nvfp4.Codes[c], nvfp4.Codes[16+c], mxfp4.Codes[32+c] = int8(c-7), int8(7-c), int8(c-7)
+	}
+	return []*Solution{fp8, nvfp4, mxfp4}
+}
+
+func TestFloatUnitsRoundTrip(t *testing.T) {
+	for _, s := range floatSolutions() {
+		var b bytes.Buffer
+		if err := EncodeSolution(&b, s); err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeSolution(bytes.NewReader(b.Bytes()), int64(b.Len()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(s, got); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
+// TestFloatDequantize: worked values, in float32 and in this order of operations.
+func TestFloatDequantize(t *testing.T) {
+	all := floatSolutions()
+	w := make([]float32, 6)
+	all[0].Weight(w)
+	if d := cmp.Diff([]float32{224, -224, 0x1p-10, 0, 2, -2}, w); d != "" {
+		t.Error(d)
+	}
+	w = make([]float32, 32)
+	all[1].Weight(w)
+	local := float32(448) / float32(2700) // rounded before it is multiplied
+	for i, v := range []float32{-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6} {
+		if w[i] != v*local || w[16+i] != -v*(1/float32(2700)) {
+			t.Errorf("value %d is %v and %v", i, w[i], w[16+i])
+		}
+	}
+	if g := all[1].Grid; g.Stored(0) != 448 || g.Stored(1) != 1 {
+		t.Errorf("stored scales %v and %v", g.Stored(0), g.Stored(1))
+	}
+	w = make([]float32, 64)
+	all[2].Weight(w)
+	if w[32] != -24 || w[46] != 24 || w[40] != 2 {
+		t.Errorf("MXFP4: %v", w[32:])
+	}
+}
+
+// TestFloatGridCheck: what a format does not allow is refused.
+func TestFloatGridCheck(t *testing.T) {
+	for name, change := range map[string]func(g *Grid){
+		"format":       func(g *Grid) { g.Format = "fp6" },
+		"bits":         func(g *Grid) { g.Bits = 8 },
+		"zero points":  func(g *Grid) { g.Symmetric, g.Zeros = false, []int8{0, 0} },
+		"granularity":  func(g *Grid) { g.Granularity, g.GroupSize, g.Scales = PerChannel, 0, g.Scales[:1] },
+		"group size":   func(g *Grid) { g.GroupSize, g.Scales = 32, g.Scales[:1] },
+		"scale type":   func(g *Grid) { g.ScaleType = dtype.F32 },
+		"no global":    func(g *Grid) { g.Global = 0 },
+		"other global": func(g *Grid) { g.Global *= 1.5 },
+		"scale":        func(g *Grid) { g.Scales[1] *= 1 + 0x1p-20 },
+		"zero scale":   func(g *Grid) { g.Scales[1] = 0 },
+	} {
+		g := floatSolutions()[1].Grid
+		change(&g)
+		if err := g.Check(1, 32); err == nil {
+			t.Errorf("%s passes", name)
+		}
+	}
+	g := floatSolutions()[2].Grid
+	g.Scales[0] = 3
+	if err := g.Check(2, 32); err == nil {
+		t.Error("MXFP4 with a scale of 3 passes")
+	}
+	g = floatSolutions()[0].Grid
+	g.Global = 1
+	if err := g.Check(2, 3); err == nil {
+		t.Error("FP8 with a global scale passes")
+	}
+}
+
 func TestUnitsRoundTrip(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, same := range []bool{true, false} {
@@ -108,6 +211,11 @@ func TestDamagedUnitsAreErrors(t *testing.T) {
 		func(s *Solution) { s.Grid.GroupSize = 0 },
 		func(s *Solution) { s.Grid.Bits = 9 },
 		func(s *Solution) { s.Rows = 3 },
+		func(s *Solution) { s.Grid.Format = FP8 },
+		func(s *Solution) { s.Grid.Format = "fp6" },
+		func(s *Solution) { *s = *floatSolutions()[0]; s.Codes[0] = 127 },
+		func(s *Solution) { *s = *floatSolutions()[1]; s.Codes[0] = -8 },
+		func(s *Solution) { *s = *floatSolutions()[1]; s.Grid.Global = 1 },
 	} {
 		s := testSolution()
 		damage(s)
@@ -127,6 +235,13 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
+	for _, s := range floatSolutions() {
+		var b bytes.Buffer
+		if err := EncodeSolution(&b, s); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes())
+	}
 	b.Reset()
 	if err := EncodeMoments(&b, testMoments(rand.New(rand.NewPCG(1, 1)), 1, 2, false)); err != nil {
 		f.Fatal(err)

@@ -199,9 +199,13 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 			return fmt.Errorf("layer %s: %w", s.layers[i].Name, err)
 		}
 	}
+	fused, err := c.fusedMaxima(s.layers)
+	if err != nil {
+		return err
+	}
 	return c.pool.For(ctx, len(missing), func(n int) (err error) {
 		i, began := missing[n], time.Now()
-		solutions[i], err = c.solve(ctx, s.layers[i], factors, moments, s.scale)
+		solutions[i], err = c.solve(ctx, s.layers[i], factors, moments, s.scale, fused[s.layers[i].Fusion])
 		seconds[i] = time.Since(began).Seconds()
 		return err
 	})
@@ -355,11 +359,12 @@ func elements(shape []int) int {
 
 // solve hands one layer, its inputs divided by scale unless that is nil, to its
 // method.
-func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize.Factors, m *layer.Moments, scale []float64) (*layer.Solution, error) {
+func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize.Factors, m *layer.Moments, scale []float64, fusedMax float64) (*layer.Solution, error) {
 	prob, err := c.problem(l, m)
 	if err != nil {
 		return nil, err
 	}
+	prob.FusedMax = fusedMax
 	if scale != nil {
 		quantize.ScaleWeight(prob.Weight, scale)
 	}
@@ -390,6 +395,34 @@ func (c *compression) problem(l *PlanLayer, m *layer.Moments) (*layer.Problem, e
 		ScaleType: l.Spec.ScaleType,
 		Moments:   m,
 	}, nil
+}
+
+// fusedMaxima returns max|w| over the original weights of all layers of each
+// fusion that some of the given layers are part of, where these need it: NVFP4's
+// global scale is then the same in all, as runtimes that join them want it. All
+// layers of a fusion count, compressed or not, so that a solution depends on the
+// model and its own options alone.
+func (c *compression) fusedMaxima(layers []*PlanLayer) (map[string]float64, error) {
+	maxima := map[string]float64{}
+	for _, l := range layers {
+		if _, known := maxima[l.Fusion]; known || l.Fusion == "" || l.Options.Format != layer.NVFP4 {
+			continue
+		}
+		largest := float32(0)
+		for i := range c.graph.Ops {
+			op := &c.graph.Ops[i]
+			if op.Fusion != l.Fusion || !op.IsLayer() {
+				continue
+			}
+			w, err := c.weights.original(op.Weight)
+			if err != nil {
+				return nil, err
+			}
+			largest = max(largest, slices.Max(w), -slices.Min(w))
+		}
+		maxima[l.Fusion] = float64(largest)
+	}
+	return maxima, nil
 }
 
 // transposed returns the cols×rows transpose of a rows×cols matrix.
@@ -479,7 +512,7 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 	}
 	entry := record.Layer{
 		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(), Fusion: l.Fusion,
-		Method: s.Method, Bits: s.Grid.Bits, Granularity: string(s.Grid.Granularity), GroupSize: s.Grid.GroupSize,
+		Method: s.Method, Format: string(s.Grid.Format), Bits: s.Grid.Bits, Granularity: string(s.Grid.Granularity), GroupSize: s.Grid.GroupSize,
 		Symmetric: s.Grid.Symmetric, Aligned: l.Options.Align, Damping: s.Errors.Damping,
 		SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),
 	}

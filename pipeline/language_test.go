@@ -6,8 +6,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/fettle-dev/fettle/export"
+	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/pipeline"
 )
 
@@ -57,11 +61,11 @@ func TestTransposedWeights(t *testing.T) {
 	if err := os.WriteFile(ids, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, folder := range []string{"gpt2", "gpt2-options"} {
+	for folder, format := range map[string]string{"gpt2": "bits: 8", "gpt2-options": "format: fp8"} {
 		r, err := pipeline.ParseRecipe([]byte(`version: 1
 calibration: {data: `+ids+`, format: u16, text: {mode: packed, length: 8}}
 evaluate: {data: `+ids+`, format: u16, text: {mode: packed, length: 8}}
-rules: [{match: "*", steps: [{quantize: {method: gptq, bits: 8, bias_correction: true}}]}]
+rules: [{match: "*", steps: [{quantize: {method: gptq, `+format+`, bias_correction: true}}]}]
 output: {dense: [safetensors]}
 `), "")
 		if err != nil {
@@ -73,6 +77,72 @@ output: {dense: [safetensors]}
 		l := run.Evaluation.Language
 		if len(run.Layers) == 0 || l.KL > 1e-2 || l.Agreement < 80 {
 			t.Errorf("%s: %d layers, KL %v, %v %% agree", folder, len(run.Layers), l.KL, l.Agreement)
+		}
+	}
+}
+
+// TestFusedScales: layers that runtimes join share NVFP4's global scale, that of
+// the largest weight of them all, whichever of them are compressed.
+func TestFusedScales(t *testing.T) {
+	ctx := context.Background()
+	const folder = "../testmodels/lm"
+	source, err := loader.Open(ctx, folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	largest := func(name string) float64 {
+		info, ok := source.Lookup(name)
+		if !ok {
+			t.Fatalf("no tensor %s", name)
+		}
+		w := make([]float32, info.Elements())
+		if err := source.ReadFloat32(name, w); err != nil {
+			t.Fatal(err)
+		}
+		return float64(max(slices.Max(w), -slices.Min(w)))
+	}
+	for _, match := range []string{"*", "*k_proj|*o_proj|*up_proj"} {
+		r, err := pipeline.ParseRecipe([]byte(`version: 1
+rules: [{match: "`+match+`", steps: [{quantize: {method: nearest, format: nvfp4}}]}]
+`), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Model.Path, r.Output.Path = folder, filepath.Join(t.TempDir(), "out")
+		mustRun(t, r, pipeline.Options{})
+		written, err := export.Open(ctx, r.Output.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer written.Close()
+		checked := 0
+		for _, s := range written.Specs() {
+			solution, err := written.Solution(s.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			block, part, _ := strings.Cut(strings.TrimPrefix(s.Name, "model.layers."), ".")
+			joined := []string{part}
+			for _, fusion := range [][]string{
+				{"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"},
+				{"mlp.gate_proj.weight", "mlp.up_proj.weight"},
+			} {
+				if slices.Contains(fusion, part) {
+					joined = fusion
+				}
+			}
+			most := 0.0
+			for _, part := range joined {
+				most = max(most, largest("model.layers."+block+"."+part))
+			}
+			if want := float32(448 * 6 / most); solution.Grid.Global != want {
+				t.Errorf("%s: global scale %v, want %v", s.Name, solution.Grid.Global, want)
+			}
+			checked++
+		}
+		if checked < 9 {
+			t.Errorf("%d layers", checked)
 		}
 	}
 }

@@ -176,8 +176,8 @@ func (p *Plan) noteFusions() {
 			continue
 		}
 		a, b := other.Spec, l.Spec
-		if a.Bits != b.Bits || a.Granularity != b.Granularity || a.GroupSize != b.GroupSize || a.Symmetric != b.Symmetric {
-			p.Notes = append(p.Notes, fmt.Sprintf("layers %s and %s get different formats, and runtimes join them into one: give them the same bits and granularity", other.Name, l.Name))
+		if a.Format != b.Format || a.Bits != b.Bits || a.Granularity != b.Granularity || a.GroupSize != b.GroupSize || a.Symmetric != b.Symmetric {
+			p.Notes = append(p.Notes, fmt.Sprintf("layers %s and %s get different formats, and runtimes join them into one: give them the same format, bits and granularity", other.Name, l.Name))
 			return
 		}
 	}
@@ -229,8 +229,8 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, Options: options, Fallbacks: fallbacks, Scaled: q.AWQ, op: i,
 		Spec: export.Spec{
 			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols, Transposed: op.Transposed,
-			Bits: options.StoredBits(), Granularity: options.Granularity, GroupSize: options.GroupSize,
-			Symmetric: options.Symmetric, ScaleType: scaleType,
+			Format: options.Format, Bits: options.StoredBits(), Granularity: options.Granularity, GroupSize: options.GroupSize,
+			Symmetric: options.Symmetric, ScaleType: options.Format.ScaleType(scaleType),
 		},
 	}, nil
 }

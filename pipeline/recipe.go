@@ -13,6 +13,8 @@ import (
 	"unicode"
 
 	"github.com/fettle-dev/fettle/internal/bytesize"
+	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/quantize"
 )
 
@@ -110,6 +112,8 @@ type Step struct {
 // quantize.Options; what is left out has its default.
 type Quantize struct {
 	Method         string    `yaml:"method"`
+	Format         string    `yaml:"format"` // int (default), fp8, nvfp4, mxfp4
+	Scales         string    `yaml:"scales"` // of an int format: any (default), power_of_two
 	Bits           int       `yaml:"bits"`
 	Granularity    string    `yaml:"granularity"`
 	GroupSize      int       `yaml:"group_size"`
@@ -352,20 +356,26 @@ func (rule *Rule) matches(name string) bool {
 }
 
 func (q *Quantize) check() (where, reason string) {
-	if q.Bits == 0 && q.Alphabet != "ternary" && q.Alphabet != "binary" {
-		return ".bits", "is missing; give 2 to 8"
-	}
 	if q.Method == "awq" {
 		return ".method", "awq goes with a method: write method: nearest, awq: true, range: awq"
 	}
 	if reason := oneOf(&q.Method, quantizeMethods...); reason != "" {
 		return ".method", reason
 	}
-	if q.Granularity == "" && q.GroupSize > 0 {
+	if reason := oneOf(&q.Format, "int", "fp8", "nvfp4", "mxfp4"); reason != "" {
+		return ".format", reason
+	}
+	if q.Bits == 0 && q.Format == "int" && q.Alphabet != "ternary" && q.Alphabet != "binary" {
+		return ".bits", "is missing; give 2 to 8"
+	}
+	if q.Granularity == "" && (q.GroupSize > 0 || q.format().GroupSize() > 0) {
 		q.Granularity = "group"
 	}
 	if q.Range == "" && q.Method == "hqq" {
 		q.Range = "minmax"
+	}
+	if own := q.format().ScaleType(dtype.Invalid); own != dtype.Invalid && q.ScaleType != "" && q.ScaleType != "model" {
+		return ".scale_type", fmt.Sprintf("is %q, but the scales of %s are %s; remove it", q.ScaleType, q.Format, own)
 	}
 	for _, c := range []struct {
 		key     string
@@ -373,6 +383,7 @@ func (q *Quantize) check() (where, reason string) {
 		allowed []string
 	}{
 		{".granularity", &q.Granularity, []string{"channel", "tensor", "group"}},
+		{".scales", &q.Scales, []string{"any", "power_of_two"}},
 		{".range", &q.Range, []string{"mse", "minmax", "awq"}},
 		{".scale_type", &q.ScaleType, []string{"model", "f32", "f16", "bf16"}},
 		{".alphabet", &q.Alphabet, []string{"gpfq", "ternary", "binary"}},
@@ -386,6 +397,9 @@ func (q *Quantize) check() (where, reason string) {
 	}
 	if q.GPFQ != nil && q.Method != "gpfq" && q.Method != "spfq" {
 		return ".gpfq", fmt.Sprintf("tunes methods other than %s; remove it", q.Method)
+	}
+	if q.Scales == "power_of_two" && q.Format != "int" {
+		return ".scales", fmt.Sprintf("is for format int; %s has scales of its own", q.Format)
 	}
 	if q.AdaRound != nil && q.Method != "adaround" {
 		return ".adaround", fmt.Sprintf("tunes a method that %s does not use; remove it", q.Method)
@@ -420,7 +434,7 @@ func optionKey(field string) string {
 // should be plain, and GPFQ corrects what they lost by itself.
 func (q *Quantize) options() quantize.Options {
 	o := quantize.Options{
-		Method: quantize.Method(q.Method), Bits: q.Bits,
+		Method: quantize.Method(q.Method), Format: q.format(), Bits: q.Bits, PowerOfTwo: q.Scales == "power_of_two",
 		Granularity: granularity(q.Granularity), GroupSize: q.GroupSize, Symmetric: q.Symmetric,
 		Range: quantize.Range(q.Range), Damping: q.Damping, ActOrder: q.ActOrder,
 		Align:    q.Method != "nearest" && q.Method != "hqq" && q.Method != "gpfq",
@@ -450,6 +464,13 @@ func or(said *bool, otherwise bool) bool {
 		return *said
 	}
 	return otherwise
+}
+
+func (q *Quantize) format() layer.Format {
+	if q.Format == "int" {
+		return layer.Integer
+	}
+	return layer.Format(q.Format)
 }
 
 // oneOf gives an empty value its default, the first allowed one, and says what

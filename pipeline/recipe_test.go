@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/quantize"
 )
 
@@ -50,6 +51,24 @@ func TestParseRecipe(t *testing.T) {
 	if first.Align || first.Granularity != "channel" || first.NeedsMoments() {
 		t.Errorf("nearest: %+v", first)
 	}
+	for step, want := range map[string]quantize.Options{
+		"format: fp8":                       {Format: layer.FP8, Bits: 8, Granularity: layer.PerChannel, Symmetric: true},
+		"format: fp8, group_size: 64":       {Format: layer.FP8, Bits: 8, Granularity: layer.PerGroup, GroupSize: 64, Symmetric: true},
+		"format: nvfp4":                     {Format: layer.NVFP4, Bits: 4, Granularity: layer.PerGroup, GroupSize: 16, Symmetric: true},
+		"format: mxfp4, bits: 4":            {Format: layer.MXFP4, Bits: 4, Granularity: layer.PerGroup, GroupSize: 32, Symmetric: true},
+		"format: int, bits: 8":              {Bits: 8, Granularity: layer.PerChannel},
+		"bits: 8, scales: power_of_two":     {Bits: 8, Granularity: layer.PerChannel, PowerOfTwo: true},
+		"format: nvfp4, granularity: group": {Format: layer.NVFP4, Bits: 4, Granularity: layer.PerGroup, GroupSize: 16, Symmetric: true},
+	} {
+		r, err := ParseRecipe([]byte(strings.Replace(goodRecipe, "bits: 8", step, 1)), "")
+		if err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+		want.Method, want.Range = quantize.Nearest, quantize.MSE
+		if got := r.Rules[0].Steps[0].Quantize.options(); got != want {
+			t.Errorf("%s: %+v, want %+v", step, got, want)
+		}
+	}
 	last := r.Rules[2].Steps[0].Quantize.options()
 	if !last.Align || last.Granularity != "group" || last.AdaRound.Steps != 10 || last.Damping == 0 {
 		t.Errorf("adaround: %+v", last)
@@ -83,6 +102,13 @@ func TestRecipeErrors(t *testing.T) {
 		{"bits: 8", "bits: 9", `r.yaml:8: rules[0].steps[0].quantize.bits`},
 		{"bits: 8", "bits: eight", `r.yaml:8: "eight" is not a whole number`},
 		{", bits: 8", "", `r.yaml:8: rules[0].steps[0].quantize.bits: is missing; give 2 to 8`},
+		{"bits: 8", "format: fp9", `r.yaml:8: rules[0].steps[0].quantize.format: "fp9" is not known; did you mean "fp8"?`},
+		{"bits: 8", "bits: 4, format: fp8", `r.yaml:8: rules[0].steps[0].quantize.bits: is 4, want 8, or nothing, with format fp8`},
+		{"bits: 8", "format: nvfp4, granularity: channel", `quantize.granularity: is "channel", want group, or nothing, with format nvfp4`},
+		{"bits: 8", "format: mxfp4, group_size: 16", `quantize.group_size: is 16, want 32, or nothing, with format mxfp4`},
+		{"bits: 8", "format: nvfp4, scale_type: f16", `quantize.scale_type: is "f16", but the scales of nvfp4 are F8_E4M3; remove it`},
+		{"bits: 8", "format: fp8, scales: power_of_two", `quantize.scales: is for format int; fp8 has scales of its own`},
+		{"bits: 8", "bits: 8, scales: pow2", `quantize.scales: "pow2" is not known`},
 		{"method: nearest", "method: neerest", `r.yaml:8: rules[0].steps[0].quantize.method: "neerest" is not known; did you mean "nearest"?`},
 		{"method: adaround", "method: hqqq", `"hqqq" is not known; did you mean "hqq"? (one of best, gptq, adaround, qronos, gpfq, spfq, hqq, nearest)`},
 		{"method: adaround", "method: awq", `r.yaml:13: rules[2].steps[0].quantize.method: awq goes with a method: write method: nearest, awq: true, range: awq`},

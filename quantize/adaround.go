@@ -2,7 +2,6 @@ package quantize
 
 import (
 	"context"
-	"math"
 
 	"gonum.org/v1/gonum/blas/blas32"
 	"gonum.org/v1/gonum/blas/blas64"
@@ -88,7 +87,7 @@ func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
 	for r := range target.Rows {
 		for j, w := range rowOf64(target, r) {
 			s := stepAt(grid, grid.Index(first+r, j, n))
-			f := math.Floor(w/float64(s.scale)) + float64(s.zero)
+			f := s.floor(w)
 			floor := int(min(max(f, float64(lo)), float64(hi)))
 			ceil := int(min(max(f+1, float64(lo)), float64(hi)))
 			k := r*n + j

@@ -32,7 +32,7 @@ func TestClipAgainstBruteForce(t *testing.T) {
 					o.Granularity, o.GroupSize = layer.PerGroup, size
 				}
 				s := solve(t, d.prob, o)
-				f := ranger{bits, symmetric, AWQ, d.prob.ScaleType}
+				f := integerRanger(bits, symmetric, AWQ, d.prob.ScaleType)
 				pieces := piecesOf(d, size)
 				if len(pieces) != len(s.Grid.Scales) {
 					t.Fatalf("%d scales, want %d", len(s.Grid.Scales), len(pieces))

@@ -280,7 +280,7 @@ func (t *bestTask) values(a *attempt, dst []float64) {
 // 2δ·(Hd)_j + δ²·H_jj.
 func (t *bestTask) descend(a *bestRow) {
 	hd := a.hd
-	lo, hi := layer.CodeRange(t.o.Bits)
+	lo, hi := t.solution.Grid.Range()
 	span, _ := t.span()
 	h := t.q.h
 	for range bestSweeps {

@@ -76,7 +76,7 @@ func TestBestIsALocalOptimum(t *testing.T) {
 				}
 			}
 			for _, scale := range []float32{st.scale * 0.99, st.scale * 1.01} {
-				at := step{scale, st.zero}
+				at := step{scale: scale, zero: st.zero}
 				if moved := errorOfRow(t, s, r, func(c int) float64 { return float64(at.value(int(codes[c]))) }); moved < cost-tolerance {
 					t.Errorf("trial %d, row %d: scale %v instead of %v gives %v, less than %v", trial, r, scale, st.scale, moved, cost)
 				}

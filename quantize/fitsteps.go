@@ -14,7 +14,7 @@ import (
 
 // fit moves the steps of each row to the least squares fit of its codes in
 // H + λI, zero points to whole codes, where that lowers the error. With a_k the
-// codes that share step k, and ŵ = Σ s_k·a_k − t_k·1_k, the error is a quadratic
+// codes (on a floating-point grid: their values) that share step k, and ŵ = Σ s_k·a_k − t_k·1_k, the error is a quadratic
 // of s and t whose matrices follow from one product with H for each step: it is
 // solved for both; then, with the zero points t/s rounded, for s alone.
 func (t *bestTask) fit(ctx context.Context, rows []*bestRow) error {
@@ -52,7 +52,7 @@ func (t *bestTask) stepFits(ctx context.Context, rows []*bestRow) ([]stepFit, er
 	for i, row := range rows {
 		a := rowOf64(codes, i)
 		for j, c := range row.codes {
-			a[j] = float64(c)
+			a[j] = row.steps[j/span].level(int(c))
 		}
 		f := &fits[i]
 		*f = stepFit{
@@ -119,7 +119,8 @@ func (f *stepFit) try(t *bestTask, row *bestRow, zeros []int) {
 		if !(s > 0) {
 			return
 		}
-		steps[k] = step{t.grid.storable(s), zeros[k]}
+		steps[k] = row.steps[k]
+		steps[k].scale, steps[k].zero = t.grid.nearScale(s), zeros[k]
 		scales[k] = float64(steps[k].scale)
 	}
 	cost := f.ww
@@ -149,7 +150,7 @@ func (f *stepFit) free(t *bestTask) (zeros []int, ok bool) {
 	if !ok {
 		return nil, false
 	}
-	lo, hi := layer.CodeRange(t.o.Bits)
+	lo, hi := t.solution.Grid.Range()
 	for k := range n {
 		zero := math.RoundToEven(x[n+k] / x[k])
 		if !(x[k] > 0) || !(zero >= float64(lo) && zero <= float64(hi)) {

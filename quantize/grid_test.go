@@ -15,6 +15,10 @@ import (
 	"github.com/fettle-dev/fettle/layer"
 )
 
+func integerRanger(bits int, symmetric bool, search Range, scaleType dtype.DType) ranger {
+	return ranger{bits: bits, symmetric: symmetric, search: search, scaleType: scaleType}
+}
+
 func TestAffineWorkedValues(t *testing.T) {
 	tests := []struct {
 		bits      int
@@ -22,17 +26,17 @@ func TestAffineWorkedValues(t *testing.T) {
 		lo, hi    float64
 		want      step
 	}{
-		{4, false, -0.5, 1, step{0.1, -3}},    // codes −8…7 are −0.5…1
-		{4, false, 0.5, 1.5, step{0.1, -8}},   // extended to 0
-		{4, false, -1.5, -0.25, step{0.1, 7}}, // on the other side
-		{4, true, -1.5, 1, step{0.2, 0}},
-		{4, true, -0.75, 1.5, step{0.2, 0}}, // 1.5 lies at code 7.5
-		{2, true, 0, 3, step{2, 0}},
-		{8, false, 0, 0, step{1, 0}},
-		{8, true, 0, 0, step{1, 0}},
+		{4, false, -0.5, 1, step{scale: 0.1, zero: -3}},    // codes −8…7 are −0.5…1
+		{4, false, 0.5, 1.5, step{scale: 0.1, zero: -8}},   // extended to 0
+		{4, false, -1.5, -0.25, step{scale: 0.1, zero: 7}}, // on the other side
+		{4, true, -1.5, 1, step{scale: 0.2, zero: 0}},
+		{4, true, -0.75, 1.5, step{scale: 0.2, zero: 0}}, // 1.5 lies at code 7.5
+		{2, true, 0, 3, step{scale: 2, zero: 0}},
+		{8, false, 0, 0, step{scale: 1, zero: 0}},
+		{8, true, 0, 0, step{scale: 1, zero: 0}},
 	}
 	for _, c := range tests {
-		f := ranger{c.bits, c.symmetric, MinMax, dtype.F32}
+		f := integerRanger(c.bits, c.symmetric, MinMax, dtype.F32)
 		got := f.affine(c.lo, c.hi)
 		if math.Abs(float64(got.scale-c.want.scale)) > 1e-7 || got.zero != c.want.zero {
 			t.Errorf("%d bits, symmetric %v, %v…%v: %v, want %v", c.bits, c.symmetric, c.lo, c.hi, got, c.want)
@@ -55,7 +59,7 @@ func everyRanger(f func(name string, r ranger)) {
 		for _, symmetric := range []bool{false, true} {
 			for _, search := range []Range{MinMax, MSE} {
 				for _, scale := range []dtype.DType{dtype.F32, dtype.F16, dtype.BF16} {
-					f(fmt.Sprintf("%d bits, symmetric %v, %s, %s", bits, symmetric, search, scale), ranger{bits, symmetric, search, scale})
+					f(fmt.Sprintf("%d bits, symmetric %v, %s, %s", bits, symmetric, search, scale), integerRanger(bits, symmetric, search, scale))
 				}
 			}
 		}
@@ -152,8 +156,8 @@ func TestMSEClipsOutliers(t *testing.T) {
 		w[i] = math.Sin(float64(i))
 	}
 	w[7] = 3
-	f := ranger{4, false, MSE, dtype.F32}
-	if s := f.step(w); s.scale > 0.9*(ranger{4, false, MinMax, dtype.F32}).step(w).scale {
+	f := integerRanger(4, false, MSE, dtype.F32)
+	if s := f.step(w); s.scale > 0.9*integerRanger(4, false, MinMax, dtype.F32).step(w).scale {
 		t.Errorf("scale %v is hardly less than min-max's", s.scale)
 	}
 }
@@ -170,7 +174,7 @@ func FuzzStep(f *testing.F) {
 		lo, hi := layer.CodeRange(n)
 		for _, scale := range []dtype.DType{dtype.F32, dtype.F16, dtype.BF16} {
 			for _, search := range []Range{MinMax, MSE} {
-				s := ranger{n, symmetric, search, scale}.step([]float64{float64(a), float64(b)})
+				s := integerRanger(n, symmetric, search, scale).step([]float64{float64(a), float64(b)})
 				if !(s.scale > 0) || scale.Round(s.scale) != s.scale || s.zero < lo || s.zero > hi {
 					t.Fatalf("step %v", s)
 				}
@@ -186,7 +190,7 @@ func FuzzStep(f *testing.F) {
 
 func TestPerTensorStepIgnoresStride(t *testing.T) {
 	wide := blas64.General{Rows: 2, Cols: 2, Stride: 3, Data: []float64{1, -1, 99, 0.5, 0.25}}
-	s, err := ranger{4, true, MinMax, dtype.F32}.tensorStep(context.Background(), pool.New(1), wide)
+	s, err := integerRanger(4, true, MinMax, dtype.F32).tensorStep(context.Background(), pool.New(1), wide)
 	if err != nil || s.scale != float32(2.0/15) {
 		t.Errorf("%v, %v", s, err)
 	}

@@ -29,7 +29,7 @@ import (
 func TestHalfQuadraticByHand(t *testing.T) {
 	f := ranger{bits: 2, search: MinMax, scaleType: dtype.F32}
 	start := f.affine(-1, 0.5)
-	if start != (step{0.5, 0}) {
+	if start != (step{scale: 0.5, zero: 0}) {
 		t.Fatalf("start %+v", start)
 	}
 	w := append([]float64{-1, -0.4, 0.4, 0.5}, slices.Repeat([]float64{-0.9}, 41)...)
@@ -39,7 +39,7 @@ func TestHalfQuadraticByHand(t *testing.T) {
 	}
 	w = append([]float64{-1, 0.5}, slices.Repeat([]float64{0.26}, 9)...)
 	e := -(0.24 - math.Pow(0.24, -0.3)/10)
-	first := step{float32((2.5 + 9*(0.26-e)) / 14), 0}
+	first := step{scale: float32((2.5 + 9*(0.26-e)) / 14), zero: 0}
 	got = f.halfQuadratic(w, start)
 	if before, once, now := f.normError(w, start), f.normError(w, first), f.normError(w, got); !(once < before && now <= once) {
 		t.Errorf("errors %v at first, %v after one iteration by hand, %v in the end", before, once, now)
@@ -66,7 +66,7 @@ func TestHQQIsNeverWorse(t *testing.T) {
 					got := solve(t, prob, o)
 					o.Method, o.Range = Nearest, MinMax
 					plain := solve(t, prob, o)
-					f := ranger{bits, symmetric, MinMax, scale}
+					f := integerRanger(bits, symmetric, MinMax, scale)
 					wide := float64s(weights)
 					for at := range got.Grid.Scales {
 						e, bound := f.normError(wide, stepAt(&got.Grid, at)), f.normError(wide, stepAt(&plain.Grid, at))
@@ -101,12 +101,12 @@ func TestHQQIsNeverWorse(t *testing.T) {
 func TestZeroPointsAlone(t *testing.T) {
 	for name, weights := range hardGroups() {
 		for bits := 2; bits <= 8; bits++ {
-			f := ranger{bits, false, MinMax, dtype.F32}
+			f := integerRanger(bits, false, MinMax, dtype.F32)
 			w := float64s(weights)
 			start := f.step(w)
 			lo, hi := layer.CodeRange(bits)
 			for zero := lo; zero <= hi; zero++ {
-				if e, least := f.normError(w, step{start.scale, zero}), f.normError(w, start); e < least*(1-1e-5) {
+				if e, least := f.normError(w, step{scale: start.scale, zero: zero}), f.normError(w, start); e < least*(1-1e-5) {
 					t.Errorf("%s, %d bits: zero point %d has error %v, min-max's %d has %v", name, bits, zero, e, start.zero, least)
 				}
 			}
@@ -182,7 +182,7 @@ func FuzzHalfQuadratic(f *testing.F) {
 		n := 2 + int(bits)%7
 		lo, hi := layer.CodeRange(n)
 		for _, scale := range []dtype.DType{dtype.F32, dtype.F16, dtype.BF16} {
-			r := ranger{n, symmetric, MinMax, scale}
+			r := integerRanger(n, symmetric, MinMax, scale)
 			start := r.step(w)
 			s := r.halfQuadratic(w, start)
 			if !(s.scale > 0) || scale.Round(s.scale) != s.scale || s.zero < lo || s.zero > hi || symmetric && s.zero != 0 {

@@ -35,7 +35,12 @@ func checkProblem(prob *layer.Problem, o Options) error {
 	switch prob.ScaleType {
 	case dtype.F64, dtype.F32, dtype.F16, dtype.BF16:
 	default:
-		return inputError(prob, "scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
+		if fitted, _ := o.Fit(prob.Weight.Cols); prob.ScaleType != fitted.Format.ScaleType(dtype.Invalid) || prob.ScaleType == dtype.Invalid {
+			return inputError(prob, "scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
+		}
+	}
+	if !finite(prob.FusedMax) {
+		return inputError(prob, "largest fused weight", -1, "%v is not finite", prob.FusedMax)
 	}
 	w := prob.Weight
 	for r := range w.Rows {

@@ -42,7 +42,8 @@ const (
 	MinMax Range = "minmax"
 	// MSE shrinks both ends of MinMax by one of 1, 0.99, … 0.21, that with the
 	// least Σ|w − ŵ|^2.4 of nearest rounding, as GPTQ's and BRECQ's code do. It
-	// tries every fifth and then the best one's neighbours.
+	// tries every fifth and then the best one's neighbours. Where scales are
+	// powers of two, or NVFP4's, it tries the stored scales near MinMax's.
 	MSE Range = "mse"
 	// AWQ clips weights at one of max|w|·(1 − i/20), i = 0 … 9, that with the
 	// least output error of nearest rounding (see clipGrid). It needs moments.
@@ -57,6 +58,14 @@ type Options struct {
 	Bits        int               // 2…8; see StoredBits
 	Granularity layer.Granularity // default PerChannel
 	GroupSize   int               // inputs per group, for PerGroup
+
+	// Format says what codes stand for; default layer.Integer. A floating-point
+	// format brings its Bits, its grids are symmetric, and NVFP4 and MXFP4 bring
+	// their groups. Largest weights become the largest value.
+	Format layer.Format
+	// PowerOfTwo makes the scales of Integer grids powers of two: the smallest
+	// that spans a range, or what Range finds at or below it.
+	PowerOfTwo bool
 
 	// Symmetric grids have no zero point: scale = 2·max|w|/(2^b−1), so that the
 	// largest positive weight lies half a step above the last code.
@@ -125,6 +134,13 @@ var defaultAdaRound = AdaRoundOptions{
 // belongs into cache keys and records.
 func (o Options) WithDefaults() Options {
 	o = o.withPathDefaults()
+	if o.Format.Float() != nil {
+		o.Bits = or(o.Bits, o.Format.Bits())
+		o.Symmetric = true
+	}
+	if size := o.Format.GroupSize(); size > 0 {
+		o.Granularity, o.GroupSize = or(o.Granularity, layer.PerGroup), or(o.GroupSize, size)
+	}
 	o.Granularity = or(o.Granularity, layer.PerChannel)
 	if o.Method == HQQ {
 		o.Range = or(o.Range, MinMax)
@@ -194,6 +210,20 @@ func (o Options) Check() error {
 	switch {
 	case !slices.Contains(allMethods, o.Method):
 		return &OptionError{"Method", quote(o.Method), "one of " + methodNames()}
+	case !o.Format.Known():
+		return &OptionError{"Format", quote(o.Format), "int, fp8, nvfp4 or mxfp4"}
+	case o.Format != layer.Integer && (o.Method == HQQ || o.followsPath()):
+		return &OptionError{"Format", quote(o.Format), fmt.Sprintf("int with %s, which works on even steps", o.Method)}
+	case o.PowerOfTwo && (o.Method == HQQ || o.Alphabet != ""):
+		return &OptionError{"PowerOfTwo", o.PowerOfTwo, "false with hqq and with alphabets, which find scales of their own"}
+	case o.Format != layer.Integer && o.Bits != o.Format.Bits():
+		return &OptionError{"Bits", o.Bits, fmt.Sprintf("%d, or nothing, with format %s", o.Format.Bits(), o.Format)}
+	case o.Format.GroupSize() > 0 && o.Granularity != layer.PerGroup:
+		return &OptionError{"Granularity", quote(o.Granularity), fmt.Sprintf("group, or nothing, with format %s", o.Format)}
+	case o.Format.GroupSize() > 0 && o.GroupSize != o.Format.GroupSize():
+		return &OptionError{"GroupSize", o.GroupSize, fmt.Sprintf("%d, or nothing, with format %s", o.Format.GroupSize(), o.Format)}
+	case o.PowerOfTwo && o.Format != layer.Integer:
+		return &OptionError{"PowerOfTwo", o.PowerOfTwo, "false unless the format is int"}
 	case o.Bits < 2 || o.Bits > 8:
 		return &OptionError{"Bits", o.Bits, "2 to 8"}
 	case o.Granularity != layer.PerTensor && o.Granularity != layer.PerChannel && o.Granularity != layer.PerGroup:

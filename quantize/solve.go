@@ -124,8 +124,9 @@ func newSolver(p *pool.Pool, prob *layer.Problem, o Options) *solver {
 		Layer: prob.Layer, Method: string(o.Method), Rows: w.Rows, Cols: w.Cols,
 		Codes: make([]int8, w.Rows*w.Cols),
 	}
-	s.grid = ranger{o.StoredBits(), o.Symmetric, o.Range, prob.ScaleType}
+
 	s.o, s.solution.Fallbacks = o.Fit(w.Cols)
+	s.grid = newRanger(s.o, prob)
 	return s
 }
 

@@ -104,6 +104,7 @@ type Layer struct {
 	Fusion     string `json:"fusion,omitempty"` // layers of the same one must have one format
 
 	Method      string  `json:"method"`
+	Format      string  `json:"format,omitempty"` // fp8, nvfp4, mxfp4; "" is integers
 	Bits        int     `json:"bits"`
 	Granularity string  `json:"granularity"`
 	GroupSize   int     `json:"group_size,omitempty"`

@@ -183,12 +183,17 @@ func shape(s []int) string {
 	return strings.Join(parts, "×")
 }
 
-// formatGrid says which weights share a scale.
+// formatGrid says which weights share a scale, and of floating-point formats
+// which it is.
 func formatGrid(l record.Layer) string {
+	grid := l.Granularity
 	if l.GroupSize > 0 {
-		return l.Granularity + " " + strconv.Itoa(l.GroupSize)
+		grid += " " + strconv.Itoa(l.GroupSize)
 	}
-	return l.Granularity
+	if l.Format != "" {
+		grid = l.Format + ", " + grid
+	}
+	return grid
 }
 
 // share returns a/b within 0…1; 0 where b is 0.

@@ -44,6 +44,9 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 		if l.Options.Granularity == layer.PerGroup {
 			grid = fmt.Sprintf("group of %d", l.Options.GroupSize)
 		}
+		if l.Options.Format != layer.Integer {
+			grid = fmt.Sprintf("%s, %s", l.Options.Format, grid)
+		}
 		t.AppendRow(table.Row{l.Name, fmt.Sprint(l.Shape), l.Options.Method, l.Options.Bits, grid, l.Spec.Bytes()})
 	}
 	right := func(n int) table.ColumnConfig {

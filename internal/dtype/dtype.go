@@ -143,8 +143,10 @@ func lookUp(dst []float32, src []byte, values *[256]float32) {
 }
 
 // FromFloat32 writes src as type d to dst, rounding half to even. F64, F32,
-// F16 and BF16 are the types that fettle writes from computed values; others
-// are an error, as is a dst that is too short.
+// F16 and BF16 are the types that fettle writes computed weights in, F8E4M3 and
+// F8E8M0 those of scales: values beyond their range become the nearest that is
+// finite, of E8M0 the nearest power of two by its exponent. Others are an error,
+// as is a dst that is too short.
 func (d DType) FromFloat32(dst []byte, src []float32) error {
 	if len(dst) < len(src)*d.Size() {
 		return fmt.Errorf("dtype: %d bytes cannot hold %d elements of %s", len(dst), len(src), d)
@@ -161,6 +163,14 @@ func (d DType) FromFloat32(dst []byte, src []float32) error {
 		vec.ToF16(dst, src)
 	case BF16:
 		vec.ToBF16(dst, src)
+	case F8E4M3:
+		for i, v := range src {
+			dst[i] = toE4M3(v)
+		}
+	case F8E8M0:
+		for i, v := range src {
+			dst[i] = toE8M0(v)
+		}
 	default:
 		return fmt.Errorf("dtype: cannot write float32 values as %s", d)
 	}
@@ -176,6 +186,10 @@ func (d DType) Round(v float32) float32 {
 		var b [2]byte
 		vec.ToBF16(b[:], []float32{v})
 		return math.Float32frombits(uint32(le.Uint16(b[:])) << 16)
+	case F8E4M3:
+		return e4m3[toE4M3(v)]
+	case F8E8M0:
+		return e8m0[toE8M0(v)]
 	default:
 		return v
 	}
@@ -192,6 +206,26 @@ var (
 		return float32(math.Ldexp(1, int(b)-127))
 	})
 )
+
+func toE4M3(v float32) byte {
+	code := E4M3.Nearest(float64(v))
+	if code < 0 {
+		return 0x80 | byte(-code)
+	}
+	return byte(code)
+}
+
+// toE8M0 returns the code of the power of two nearest to v by its exponent.
+func toE8M0(v float32) byte {
+	if !(v > 0) {
+		return 0
+	}
+	fraction, exponent := math.Frexp(float64(v)) // fraction in [½, 1)
+	if fraction < math.Sqrt2/2 {
+		exponent--
+	}
+	return byte(min(max(exponent+127, 0), 254))
+}
 
 func codes(value func(b byte) float32) (values [256]float32) {
 	for b := range values {

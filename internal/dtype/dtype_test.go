@@ -207,6 +207,35 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestWriteEightBits: every value of the scales' types both ways, rounding, and
+// what lies beyond the range.
+func TestWriteEightBits(t *testing.T) {
+	for b := range 256 {
+		for _, d := range []DType{F8E4M3, F8E8M0} {
+			value, back := make([]float32, 1), make([]byte, 1)
+			if err := d.ToFloat32(value, []byte{byte(b)}); err != nil {
+				t.Fatal(err)
+			}
+			if v := value[0]; v != v || v == 0 {
+				continue
+			}
+			if err := d.FromFloat32(back, value); err != nil || back[0] != byte(b) || d.Round(value[0]) != value[0] {
+				t.Errorf("%s %#x is %v, written as %#x", d, b, value[0], back[0])
+			}
+		}
+	}
+	for v, want := range map[float32]float32{0: 0, 1.0625: 1, 1.1875: 1.25, 460: 448, 1e9: 448, -1e9: -448, 0x1p-10: 0, 0x1.8p-10: 0x1p-9} {
+		if got := F8E4M3.Round(v); got != want {
+			t.Errorf("%v becomes %v, want %v", v, got, want)
+		}
+	}
+	for v, want := range map[float32]float32{1: 1, 1.41: 1, 1.42: 2, 3: 4, math.MaxFloat32: 0x1p127, 0x1p-149: 0x1p-127, 0: 0x1p-127} {
+		if got := F8E8M0.Round(v); got != want {
+			t.Errorf("%v becomes %v, want %v", v, got, want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for _, d := range all() {
 		if d.Size() == 0 {
@@ -221,7 +250,7 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s to too few bytes: no error", d)
 		}
 		err = d.FromFloat32(make([]byte, 3*d.Size()), dst)
-		if writable := d == F64 || d == F32 || d == F16 || d == BF16; writable != (err == nil) {
+		if writable := d == F64 || d == F32 || d == F16 || d == BF16 || d == F8E4M3 || d == F8E8M0; writable != (err == nil) {
 			t.Errorf("%s: writing gives %v", d, err)
 		}
 	}

@@ -1,8 +1,8 @@
 // Package pack holds the bit layouts that quantized codes are stored in, both
 // ways.
 //
-// The one layout so far is that of compressed-tensors' pack_to_int32 from
-// version 0.17 on. A signed code of b bits is stored as code + 2^(b−1). The
+// The layout of integers is that of compressed-tensors' pack_to_int32 from
+// version 0.17 on; floating-point codes are stored as FP4 and FP8 say. A signed code of b bits is stored as code + 2^(b−1). The
 // codes of a row follow each other without a gap, least significant bit first,
 // in little-endian 32-bit words; a code may lie across two words. Each row
 // starts at a word of its own, and the bits after its last code are zero.

@@ -28,6 +28,7 @@ func (e *InputError) Error() string { return e.Path + ": " + e.Reason }
 // sequences of token ids.
 type samples interface {
 	count() int
+	rows() int64 // of activations: images, or tokens
 	sha256() string
 	// batch returns samples from … from+n−1 as the graph's input.
 	batch(from, n int) (*model.Tensor, error)
@@ -41,6 +42,7 @@ type imageSamples struct {
 }
 
 func (s imageSamples) count() int     { return s.N }
+func (s imageSamples) rows() int64    { return int64(s.N) }
 func (s imageSamples) sha256() string { return s.SHA256() }
 
 func (s imageSamples) batch(from, n int) (*model.Tensor, error) {
@@ -61,6 +63,7 @@ type textSamples struct {
 }
 
 func (s textSamples) count() int     { return s.N }
+func (s textSamples) rows() int64    { return int64(s.Total()) }
 func (s textSamples) sha256() string { return s.SHA256() }
 
 func (s textSamples) batch(from, n int) (*model.Tensor, error) {

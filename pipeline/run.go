@@ -155,6 +155,9 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	if err := r.openData(ctx); err != nil {
 		return nil, err
 	}
+	if r.calibration != nil {
+		r.plan.Memory.Activations = activationMemory(r.graph, r.calibration.rows())
+	}
 	if err := r.plan.checkMemory(r.options.Memory); err != nil {
 		return nil, err
 	}
@@ -287,6 +290,8 @@ func (r *run) finish(ctx context.Context, folder *atomicfile.Folder) error {
 	r.record.Units.Reused, r.record.Units.Computed = r.store.reused, r.store.computed
 	r.record.Stages, r.record.Seconds = r.clock.stages()
 	r.record.PeakRSS = peakRSS()
+	m := r.plan.Memory
+	r.record.Memory = record.Memory{Ceiling: r.options.Memory, Fixed: m.Fixed, Activations: m.Activations, Filed: r.space.FilePeak()}
 	if err := writeRecord(dir, r.record); err != nil {
 		return r.outputError(ctx, err)
 	}

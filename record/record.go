@@ -43,6 +43,7 @@ type Run struct {
 	Stages     []Stage     `json:"stages"`
 	Seconds    float64     `json:"seconds"`
 	PeakRSS    int64       `json:"peak_rss_bytes"` // of the process; 0 where the system does not say
+	Memory     Memory      `json:"memory"`
 }
 
 // Tool says what made the record, and on what.
@@ -92,6 +93,14 @@ type Data struct {
 	Stride    int   `json:"stride,omitempty"`    // of windows over long sequences
 
 	TokenizerSHA256 string `json:"tokenizer_sha256,omitempty"` // of tokenizer.json, for text
+}
+
+// Memory is what a run foretold and had, in bytes.
+type Memory struct {
+	Ceiling     int64 `json:"ceiling,omitempty"`     // asked for; 0 for none
+	Fixed       int64 `json:"fixed"`                 // foretold at most: weights, moments and solvers
+	Activations int64 `json:"activations,omitempty"` // foretold at most: both streams' values
+	Filed       int64 `json:"filed,omitempty"`       // most bytes of values that lay in files
 }
 
 // Layer is one compressed layer.

@@ -18,9 +18,10 @@ import (
 // and zero points to the codes, all in the damped error. Each row keeps the best
 // it has seen.
 const (
-	bestRows     = 16   // rows of one task
-	bestShrinks  = 16   // ranges that are tried, of rangeWidest … rangeNarrowest
-	rangeWidest  = 1.05 // of the whole range
+	bestRows     = 32       // rows of one task, at most
+	bestBytes    = 32 << 20 // of the copies of its rows, one for each grid
+	bestShrinks  = 16       // ranges that are tried, of rangeWidest … rangeNarrowest
+	rangeWidest  = 1.05     // of the whole range
 	rangeNarrows = 0.30
 	bestKept     = 4  // results of a row that descent goes on with
 	bestRounds   = 8  // turns of descent and fitting, at most
@@ -30,7 +31,8 @@ const (
 
 // best solves all rows.
 func (s *solver) best(ctx context.Context) error {
-	blocks := s.rowBlocks(bestRows)
+	copies := 8 * (1 + 2*bestShrinks) * s.target.Cols
+	blocks := s.rowBlocks(min(bestRows, max(1, bestBytes/copies)))
 	problems := make([]quadratic, len(s.grams))
 	for g := range problems {
 		h, err := s.grams[g].damped(ctx, s.pool)
@@ -90,11 +92,8 @@ func (t *bestTask) run(ctx context.Context) error {
 	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, t.target, t.q.h, 0, hw); err != nil {
 		return err
 	}
-	// The k-th best attempts of all rows together, so that H is read once.
-	for k := range bestKept {
-		if err := t.improve(ctx, kept, k, hw); err != nil {
-			return err
-		}
+	if err := t.improve(ctx, kept, hw); err != nil {
+		return err
 	}
 	for r := range rows {
 		best := slices.MinFunc(kept[r], func(a, b *attempt) int { return cmp.Compare(a.cost, b.cost) })
@@ -121,34 +120,31 @@ func (t *bestTask) span() (span, groups int) {
 	return t.target.Cols / groups, groups
 }
 
-// passes runs GPTQ's pass over all rows on each grid, and returns for each row
-// the results with the least damped error, best first.
+// passes runs GPTQ's pass over all rows on all grids, and returns for each row
+// the results with the least damped error, best first. A copy of the rows for
+// each grid goes through one pass, so that its factor is read once.
 func (t *bestTask) passes(ctx context.Context) ([][]*attempt, error) {
 	rows, n := t.target.Rows, t.target.Cols
+	grid, grids := t.grids()
+	w, giveBack := t.borrow(grids*rows, n)
+	defer giveBack()
+	pass := recursion{upper: t.gram.upper, order: t.gram.order, grid: grid, damped: make([]float64, grids*rows)}
+	for k := range grids {
+		pass.order64(rowsOf(w, k*rows, (k+1)*rows), t.target)
+	}
+	codes := make([]int8, grids*rows*n)
+	if err := pass.run(ctx, w, 0, codes); err != nil {
+		return nil, err
+	}
 	kept := make([][]*attempt, rows)
-	tries := t.grids()
-	ordered := linalg.NewGeneral(rows, n)
-	pass := recursion{upper: t.gram.upper, order: t.gram.order}
-	pass.order64(ordered, t.target)
-	w := linalg.NewGeneral(rows, n)
-	codes := make([]int8, rows*n)
-	damped := make([]float64, rows)
-	for k := range tries {
-		pass.grid, pass.damped = &tries[k], damped
-		clear(damped)
-		copy(w.Data, ordered.Data)
-		if err := pass.run(ctx, w, 0, codes); err != nil {
-			return nil, err
-		}
-		for r := range rows {
-			kept[r] = keep(kept[r], damped[r], codes[r*n:][:n], func(i int) step { return stepAt(&tries[k], tries[k].Index(r, i, n)) }, t)
-		}
+	for i, cost := range pass.damped {
+		kept[i%rows] = t.keep(kept[i%rows], cost, codes[i*n:][:n], func(col int) step { return stepAt(grid, grid.Index(i, col, n)) })
 	}
 	return kept, nil
 }
 
 // keep adds an attempt to the best of a row, unless bestKept are better.
-func keep(list []*attempt, cost float64, codes []int8, at func(col int) step, t *bestTask) []*attempt {
+func (t *bestTask) keep(list []*attempt, cost float64, codes []int8, at func(col int) step) []*attempt {
 	if len(list) == bestKept && !(cost < list[len(list)-1].cost) {
 		return list
 	}
@@ -172,49 +168,45 @@ func keep(list []*attempt, cost float64, codes []int8, at func(col int) step, t 
 	return slices.Insert(list, place, a)
 }
 
-// grids returns the grids to try, each for all rows of the task: that of the
-// range search, and ranges of different widths with the zero point rounded down
-// and up. A tensor's one step is not searched here.
-func (t *bestTask) grids() []layer.Grid {
+// grids returns the grids to try and how many they are: that of the range search,
+// and ranges of different widths with the zero point rounded down and up. Row r
+// of grid k is row k·rows + r. A tensor's one step is not searched here.
+func (t *bestTask) grids() (grid *layer.Grid, grids int) {
 	rows, n := t.target.Rows, t.target.Cols
 	span, groups := t.span()
 	if t.o.Granularity == layer.PerTensor {
-		return []layer.Grid{t.solution.Grid}
+		return &t.solution.Grid, 1
 	}
-	empty := func() layer.Grid { return t.grid.emptyGrid(rows, n, t.o.Granularity, t.o.GroupSize) }
-	first := empty()
-	all := []layer.Grid{first}
 	zeros := []int{0, 1}
 	if t.o.Symmetric {
 		zeros = zeros[:1]
 	}
-	for range bestShrinks * len(zeros) {
-		all = append(all, empty())
-	}
+	grids = 1 + bestShrinks*len(zeros)
+	all := t.grid.emptyGrid(grids*rows, n, t.o.Granularity, t.o.GroupSize)
 	for r := range rows {
 		for g := range groups {
-			at := r*groups + g
 			w := rowOf64(t.target, r)[g*span:][:span]
-			setStep(&first, at, stepAt(&t.solution.Grid, (t.from+r)*groups+g))
+			setStep(&all, r*groups+g, stepAt(&t.solution.Grid, (t.from+r)*groups+g))
 			lo, hi := slices.Min(w), slices.Max(w)
 			for i := range bestShrinks {
 				shrink := rangeWidest + (rangeNarrows-rangeWidest)*float64(i)/(bestShrinks-1)
 				for k, up := range zeros {
-					setStep(&all[1+i*len(zeros)+k], at, t.grid.affineZero(lo*shrink, hi*shrink, up))
+					row := (1+i*len(zeros)+k)*rows + r
+					setStep(&all, row*groups+g, t.grid.affineZero(lo*shrink, hi*shrink, up))
 				}
 			}
 		}
 	}
-	return all
+	return &all, grids
 }
 
-// improve turns by descent and fitting the k-th attempt of each row into one
-// that neither makes better.
-func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, k int, hw blas64.General) error {
+// improve turns by descent and fitting each attempt into one that neither makes
+// better.
+func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.General) error {
 	var rows []*bestRow
 	for r := range kept {
-		if k < len(kept[r]) {
-			rows = append(rows, &bestRow{attempt: kept[r][k], target: rowOf64(t.target, r), hw: rowOf64(hw, r)})
+		for _, a := range kept[r] {
+			rows = append(rows, &bestRow{attempt: a, target: rowOf64(t.target, r), hw: rowOf64(hw, r)})
 		}
 	}
 	for range bestRounds {

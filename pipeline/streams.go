@@ -129,9 +129,6 @@ func (s *streams) catchUp(ctx context.Context, end int, changed []bool) error {
 		if err := s.stepCompressed(ctx, i); err != nil {
 			return err
 		}
-		if err := s.rescale(ctx, s.compressed.graph.Ops[i].Output); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -158,12 +155,16 @@ func (s *streams) adopt(ctx context.Context, i int, changed []bool) error {
 	return s.rescale(ctx, output)
 }
 
+// stepCompressed runs operation i in the compressed stream unless it has run, and
+// divides what it gave where that is still to be done.
 func (s *streams) stepCompressed(ctx context.Context, i int) error {
-	if s.compressed.ran[i] {
-		return nil
+	if !s.compressed.ran[i] {
+		s.enter(StageCompressed)
+		if err := s.compressed.step(ctx, i); err != nil {
+			return err
+		}
 	}
-	s.enter(StageCompressed)
-	return s.compressed.step(ctx, i)
+	return s.rescale(ctx, s.compressed.graph.Ops[i].Output)
 }
 
 // rescale divides the channels of a value that the compressed stream has come

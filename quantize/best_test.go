@@ -34,7 +34,7 @@ func TestBestIsALocalOptimum(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 1))
 	for trial := range 40 {
 		groups := 1 + rng.IntN(2)
-		sh := shape{out: groups * (1 + rng.IntN(5)), in: 2 + rng.IntN(40), groups: groups, samples: 1 + rng.IntN(80), mismatch: 0.2 * float64(rng.IntN(2))}
+		sh := shape{out: groups * (1 + rng.IntN(5)), in: 1 + rng.IntN(40), groups: groups, samples: 1 + rng.IntN(80), mismatch: 0.2 * float64(rng.IntN(2))}
 		d := newData(uint64(trial), sh)
 		o := Options{Method: Best, Bits: 2 + rng.IntN(3), Align: true, Symmetric: rng.IntN(2) == 0}.WithDefaults()
 		o.BiasCorrection = rng.IntN(2) == 0

@@ -11,8 +11,13 @@ import (
 	"sync"
 )
 
-// small is the size in bytes below which a buffer comes from the heap.
-const small = 1 << 16
+// small is the size in bytes below which a buffer comes from the heap. Freed
+// buffers of at most spare bytes, and of that together, wait for the next one of
+// their size: fresh memory costs the system more than clearing it.
+const (
+	small = 1 << 16
+	spare = 64 << 20
+)
 
 // Space is a set of buffers. It is safe for concurrent use. A nil
 // space takes all buffers from the heap.
@@ -24,6 +29,8 @@ type Space struct {
 	memory  int64 // bytes of buffers in memory
 	peak    int64 // most bytes of buffers in files at once
 	filed   int64 // bytes of buffers in files
+	spares  map[int64][][]byte
+	spared  int64 // bytes of spares
 }
 
 type buffer struct {
@@ -63,9 +70,15 @@ func (s *Space) Floats(n int) ([]float32, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	file := s.limit > 0 && s.memory+size > s.limit
-	raw, err := mapped(s.dir, size, file)
-	if err != nil {
-		return nil, &Error{size, file, err}
+	var raw []byte
+	if !file {
+		raw = s.takeSpare(size)
+	}
+	if raw == nil {
+		var err error
+		if raw, err = mapped(s.dir, size, file); err != nil {
+			return nil, &Error{size, file, err}
+		}
 	}
 	if s.buffers == nil {
 		s.buffers = map[*float32]buffer{}
@@ -96,12 +109,35 @@ func (s *Space) Free(floats []float32) {
 
 func (s *Space) free(at *float32, b buffer) {
 	delete(s.buffers, at)
+	size := int64(len(b.raw))
 	if b.file {
-		s.filed -= int64(len(b.raw))
-	} else {
-		s.memory -= int64(len(b.raw))
+		s.filed -= size
+		unmap(b.raw)
+		return
 	}
-	unmap(b.raw)
+	s.memory -= size
+	if s.spared+size > spare || (s.limit > 0 && s.memory+s.spared+size > s.limit) {
+		unmap(b.raw)
+		return
+	}
+	if s.spares == nil {
+		s.spares = map[int64][][]byte{}
+	}
+	s.spares[size] = append(s.spares[size], b.raw)
+	s.spared += size
+}
+
+// takeSpare returns a cleared buffer that waits; nil where none does.
+func (s *Space) takeSpare(size int64) []byte {
+	waiting := s.spares[size]
+	if len(waiting) == 0 {
+		return nil
+	}
+	raw := waiting[len(waiting)-1]
+	s.spares[size] = waiting[:len(waiting)-1]
+	s.spared -= size
+	clear(raw)
+	return raw
 }
 
 // Close frees all buffers.
@@ -110,6 +146,13 @@ func (s *Space) Close() {
 	defer s.mu.Unlock()
 	for at, b := range s.buffers {
 		s.free(at, b)
+	}
+	for size, waiting := range s.spares {
+		for _, raw := range waiting {
+			unmap(raw)
+			s.spared -= size
+		}
+		delete(s.spares, size)
 	}
 }
 

@@ -74,7 +74,7 @@ func bench(ctx context.Context, shapes, list, workers string) error {
 				if err != nil {
 					return fmt.Errorf("%s: %w", m.Label, err)
 				}
-				o.BiasCorrection = false
+				o.BiasCorrection, o.Centre = false, false // the layer has no bias
 				began := time.Now()
 				s, err := quantize.Solve(ctx, p, prob, o)
 				if err != nil {

@@ -30,12 +30,13 @@ func compressCommand() *cli.Command {
 		Name:      "compress",
 		Usage:     "compress a checkpoint as a recipe says",
 		ArgsUsage: "MODEL",
-		Description: `Reads MODEL (a PyTorch .pt, .pth or .th, or safetensors), compresses the
-layers that the recipe's rules match, and writes a folder with the weights, a
-manifest of hashes, the record of the run as JSON and a report as HTML.
+		Description: `Reads MODEL (a PyTorch .pt, .pth or .th, safetensors, or a Hugging Face
+folder), compresses the layers that the recipe's rules match, and writes a
+folder with the weights, a manifest of hashes, the record of the run as JSON
+and a report as HTML.
 The folder appears when everything in it is written and has been read back.
 
-  fettle compress resnet20.th --recipe adaround-w4.yaml --out OUT`,
+  fettle compress resnet20.th --recipe best-w4.yaml --out OUT`,
 		Flags: append(recipeFlags(),
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`FOLDER` to write; must not exist yet"},
 			&cli.StringSliceFlag{Name: "dense", Usage: "also write the dequantized model, as safetensors or pt (`FORMAT`)"},

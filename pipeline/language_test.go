@@ -146,3 +146,31 @@ rules: [{match: "`+match+`", steps: [{quantize: {method: nearest, format: nvfp4}
 		}
 	}
 }
+
+// TestCeiling: activations over a ceiling lie in files, which changes no byte.
+func TestCeiling(t *testing.T) {
+	const data = "../../shared/data/"
+	if _, err := os.Stat(data + "llm-stories260k"); err != nil {
+		t.Skipf("%sllm-stories260k is not here", data)
+	}
+	var digests []string
+	for _, memory := range []int64{0, 90e6} {
+		r, err := pipeline.ParseRecipe([]byte(`version: 1
+model: {path: llm-stories260k}
+calibration: {data: llm-stories260k/calib.u16, format: u16, samples: 64}
+rules: [{match: "*", steps: [{quantize: {method: gptq, bits: 4}}]}]
+`), data+"recipe.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Output.Path = filepath.Join(t.TempDir(), "out")
+		run := mustRun(t, r, pipeline.Options{Memory: memory})
+		digests = append(digests, run.Output.ManifestSHA256)
+		if m := run.Memory; (m.Filed > 0) != (memory > 0) || m.Activations == 0 || m.Fixed == 0 {
+			t.Errorf("ceiling %d: %+v", memory, m)
+		}
+	}
+	if digests[0] != digests[1] {
+		t.Errorf("digest %s without a ceiling, %s with one", digests[0], digests[1])
+	}
+}

@@ -119,6 +119,7 @@ func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
 	if err := r.compress(ctx); err != nil {
 		return nil, err
 	}
+	r.space.Close() // what the streams still held
 	if err := r.write(ctx, folder.Temp); err != nil {
 		return nil, err
 	}

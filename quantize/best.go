@@ -18,15 +18,15 @@ import (
 // and zero points to the codes, all in the damped error. Each row keeps the best
 // it has seen.
 const (
-	bestRows     = 32       // rows of one task, at most
-	bestBytes    = 32 << 20 // of the copies of its rows, one for each grid
-	bestShrinks  = 16       // ranges that are tried, of rangeWidest … rangeNarrowest
-	rangeWidest  = 1.05     // of the whole range
-	rangeNarrows = 0.30
-	bestKept     = 4  // results of a row that descent goes on with
-	bestRounds   = 8  // turns of descent and fitting, at most
-	bestSweeps   = 30 // passes of descent over a row's codes, at most
-	leastGain    = 1e-9
+	bestRows       = 32       // rows of one task, at most
+	bestBytes      = 32 << 20 // of the copies of its rows, one for each grid
+	bestShrinks    = 16       // ranges that are tried, of rangeWidest … rangeNarrowest
+	rangeWidest    = 1.05     // of the whole range
+	rangeNarrowest = 0.30
+	bestKept       = 4  // results of a row that descent goes on with
+	bestRounds     = 8  // turns of descent and fitting, at most
+	bestSweeps     = 30 // passes of descent over a row's codes, at most
+	leastGain      = 1e-9
 )
 
 // best solves all rows.
@@ -189,7 +189,7 @@ func (t *bestTask) grids() (grid *layer.Grid, grids int) {
 			setStep(&all, r*groups+g, stepAt(&t.solution.Grid, (t.from+r)*groups+g))
 			lo, hi := slices.Min(w), slices.Max(w)
 			for i := range bestShrinks {
-				shrink := rangeWidest + (rangeNarrows-rangeWidest)*float64(i)/(bestShrinks-1)
+				shrink := rangeWidest + (rangeNarrowest-rangeWidest)*float64(i)/(bestShrinks-1)
 				for k, up := range zeros {
 					row := (1+i*len(zeros)+k)*rows + r
 					setStep(&all, row*groups+g, t.grid.affineZero(lo*shrink, hi*shrink, up))

@@ -75,6 +75,9 @@ func (s *Space) Floats(n int) ([]float32, error) {
 		raw = s.takeSpare(size)
 	}
 	if raw == nil {
+		if s.limit > 0 && !file && s.memory+s.spared+size > s.limit {
+			s.dropSpares()
+		}
 		var err error
 		if raw, err = mapped(s.dir, size, file); err != nil {
 			return nil, &Error{size, file, err}
@@ -140,20 +143,23 @@ func (s *Space) takeSpare(size int64) []byte {
 	return raw
 }
 
-// Close frees all buffers.
+// Close frees all buffers. The space can be used again.
 func (s *Space) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for at, b := range s.buffers {
 		s.free(at, b)
 	}
-	for size, waiting := range s.spares {
+	s.dropSpares()
+}
+
+func (s *Space) dropSpares() {
+	for _, waiting := range s.spares {
 		for _, raw := range waiting {
 			unmap(raw)
-			s.spared -= size
 		}
-		delete(s.spares, size)
 	}
+	s.spares, s.spared = nil, 0
 }
 
 // FilePeak returns the most bytes that lay in files at once.

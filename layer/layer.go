@@ -148,7 +148,16 @@ type Solution struct {
 	Cols   int
 
 	Grid  Grid
-	Codes []int8 // Rows×Cols, row-major, each within Grid.Range
+	Codes []int8 // Rows×Cols, row-major, each within Grid.Range; pruned weights have the code of 0
+
+	// Values are the weights themselves where a layer is pruned and not quantized:
+	// Rows×Cols, each exact in ValueType, 0 where pruned. Grid and Codes are empty
+	// then.
+	Values    []float32
+	ValueType dtype.DType
+
+	Mask    *Mask    // the survivors; nil where nothing is pruned
+	LowRank *LowRank // added to the weight; nil for none
 
 	// Transposed says that the checkpoint stores the weight as Cols×Rows.
 	Transposed bool

@@ -101,6 +101,10 @@ type Problem struct {
 
 	// Moments is nil for methods that need no data.
 	Moments *Moments
+
+	// Start is what steps before have made of the layer, nil for none. Quantizing
+	// begins with its Values, and weights that its Mask lacks stay 0.
+	Start *Solution
 }
 
 // Energy returns ‖Xwᵢ‖² for each output i; nil without moments.

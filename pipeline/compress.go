@@ -359,7 +359,7 @@ func elements(shape []int) int {
 
 // solve hands one layer, its inputs divided by scale unless that is nil, to its
 // method.
-func (c *compression) solve(ctx context.Context, l *PlanLayer, factors *quantize.Factors, m *layer.Moments, scale []float64, fusedMax float64) (*layer.Solution, error) {
+func (c *compression) solve(ctx context.Context, l *PlanLayer, factors quantize.Factors, m *layer.Moments, scale []float64, fusedMax float64) (*layer.Solution, error) {
 	prob, err := c.problem(l, m)
 	if err != nil {
 		return nil, err

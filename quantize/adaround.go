@@ -21,34 +21,34 @@ const adaRows = 32
 // nearest rounding, GPTQ's pass in the order of descending diag(H) with codes
 // bounded to up/down, and the learned one.
 func (s *solver) adaRound(ctx context.Context) error {
-	singles, doubles := make([]blas32.General, len(s.grams)), make([]blas64.General, len(s.grams))
-	for g := range s.grams {
+	singles, doubles := make([]blas32.General, len(s.Grams)), make([]blas64.General, len(s.Grams))
+	for g := range s.Grams {
 		var err error
-		if doubles[g], err = s.grams[g].damped(ctx, s.pool); err != nil {
+		if doubles[g], err = s.Grams[g].DampedH(ctx, s.Pool); err != nil {
 			return err
 		}
 		singles[g] = unitDiagonal32(doubles[g])
 	}
 	s.soft = make([]float32, len(s.solution.Codes))
-	blocks := s.rowBlocks(adaRows)
-	return s.pool.For(ctx, len(blocks), func(i int) error {
+	blocks := s.Blocks(adaRows)
+	return s.Pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
-		g, n := &s.grams[b.group], s.target.Cols
-		codes, soft := s.solution.Codes[b.from*n:b.to*n], s.soft[b.from*n:b.to*n]
-		c := newChoices(rowsOf(s.target, b.from, b.to), &s.solution.Grid, b.from)
-		learned, err := s.learn(ctx, c, doubles[b.group], singles[b.group], soft)
+		g, n := &s.Grams[b.Group], s.target.Cols
+		codes, soft := s.solution.Codes[b.From*n:b.To*n], s.soft[b.From*n:b.To*n]
+		c := newChoices(linalg.Rows(s.target, b.From, b.To), &s.solution.Grid, b.From)
+		learned, err := s.learn(ctx, c, doubles[b.Group], singles[b.Group], soft)
 		if err != nil {
 			return err
 		}
-		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, floors: c.floors, ceils: c.ceils}
-		w, giveBack := s.borrow(b.to-b.from, n)
+		q := recursion{upper: g.Upper, order: g.Order, grid: &s.solution.Grid, floors: c.floors, ceils: c.ceils}
+		w, giveBack := s.Borrow(b.To-b.From, n)
 		defer giveBack()
 		q.order64(w, c.target)
-		if err := q.run(ctx, w, b.from, codes); err != nil {
+		if err := q.run(ctx, w, b.From, codes); err != nil {
 			return err
 		}
 		ups := [][]bool{c.nearest, c.upsOf(codes), learned}
-		return c.best(ctx, doubles[b.group], ups, codes)
+		return c.best(ctx, doubles[b.Group], ups, codes)
 	})
 }
 
@@ -57,7 +57,7 @@ func unitDiagonal32(h blas64.General) blas32.General {
 	mean := linalg.MeanDiagonal(h)
 	a := blas32.General{Rows: h.Rows, Cols: h.Cols, Stride: h.Cols, Data: make([]float32, h.Rows*h.Cols)}
 	for i := range h.Rows {
-		for j, v := range rowOf64(h, i) {
+		for j, v := range linalg.Row(h, i) {
 			a.Data[i*a.Stride+j] = float32(v / mean)
 		}
 	}
@@ -85,7 +85,7 @@ func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
 	}
 	lo, hi := grid.Range()
 	for r := range target.Rows {
-		for j, w := range rowOf64(target, r) {
+		for j, w := range linalg.Row(target, r) {
 			s := stepAt(grid, grid.Index(first+r, j, n))
 			f := s.floor(w)
 			floor := int(min(max(f, float64(lo)), float64(hi)))
@@ -127,7 +127,7 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 	t := newTabu(h)
 	for i, ups := range candidates {
 		for r := range rows {
-			for j, w := range rowOf64(c.target, r) {
+			for j, w := range linalg.Row(c.target, r) {
 				k := r*n + j
 				d.Data[k] = c.down[k] - w
 				if ups[k] {
@@ -143,8 +143,8 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 				return err
 			}
 			at, to := r*n, (r+1)*n
-			cost := vec.Dot64(rowOf64(d, r), rowOf64(hd, r))
-			cost += t.search(ctx, c.down[at:to], c.up[at:to], ups[at:to], rowOf64(hd, r))
+			cost := vec.Dot64(linalg.Row(d, r), linalg.Row(hd, r))
+			cost += t.search(ctx, c.down[at:to], c.up[at:to], ups[at:to], linalg.Row(hd, r))
 			if i > 0 && cost >= least[r] {
 				continue
 			}

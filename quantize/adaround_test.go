@@ -9,6 +9,7 @@ import (
 
 	"gonum.org/v1/gonum/blas/blas64"
 
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/vec"
@@ -19,14 +20,17 @@ import (
 func adaOnGrid(t *testing.T, h, w blas64.General, grid layer.Grid) []int8 {
 	t.Helper()
 	o := Options{Method: AdaRound, Bits: grid.Bits}.WithDefaults()
-	order := descending(diagonal(h))
+	order := gram.Descending(diagonal(h))
 	u := reordered(h, order)
 	if err := linalg.InverseUpper(context.Background(), nil, u); err != nil {
 		t.Fatal(err)
 	}
 	s := &solver{
-		pool: pool.New(1), prob: newProblem(w.Rows, w.Cols, 1), o: o, target: w,
-		grams:    []gram{{h: h, unit: 1, upper: u, order: order}},
+		Target: &gram.Target{
+			Pool: pool.New(1), Problem: newProblem(w.Rows, w.Cols, 1),
+			Grams: []gram.Gram{{H: h, Unit: 1, Upper: u, Order: order}},
+		},
+		o: o, target: w,
 		solution: &layer.Solution{Grid: grid, Codes: make([]int8, w.Rows*w.Cols)},
 	}
 	if err := s.adaRound(context.Background()); err != nil {
@@ -255,7 +259,7 @@ func TestSearchIsLocallyOptimal(t *testing.T) {
 		d[i] = c.down[i] - w.Data[i]
 	}
 	for i := range hd {
-		hd[i] = vec.Dot64(d, rowOf64(h, i))
+		hd[i] = vec.Dot64(d, linalg.Row(h, i))
 	}
 	before := unitCost(h, w.Data, c.floors)
 	change := newTabu(h).search(context.Background(), c.down, c.up, ups, hd)
@@ -297,12 +301,10 @@ func TestAdaRoundNeverWorseThanNearest(t *testing.T) {
 	for _, bits := range []int{2, 4, 8} {
 		o := Options{Method: AdaRound, Bits: bits, AdaRound: AdaRoundOptions{Steps: 50}}.WithDefaults()
 		s := factored(t, d.prob, o)
-		for _, stage := range []func(context.Context) error{s.align, s.round} {
-			if err := stage(context.Background()); err != nil {
-				t.Fatal(err)
-			}
+		if err := s.round(context.Background()); err != nil {
+			t.Fatal(err)
 		}
-		damped, err := s.grams[0].damped(context.Background(), s.pool)
+		damped, err := s.Grams[0].DampedH(context.Background(), s.Pool)
 		if err != nil {
 			t.Fatal(err)
 		}

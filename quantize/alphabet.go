@@ -8,6 +8,7 @@ import (
 
 	"gonum.org/v1/gonum/blas/blas64"
 
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
 )
@@ -248,7 +249,7 @@ func sign(x float64) int {
 // alphabetGrid returns the grid of an alphabet for a weight or target.
 func (s *solver) alphabetGrid(ctx context.Context, w blas64.General) (layer.Grid, error) {
 	grid := s.grid.emptyGrid(w.Rows, w.Cols, s.o.Granularity, 0)
-	rad, err := radius(ctx, s.pool, w, s.o.GPFQ.Quantile)
+	rad, err := radius(ctx, s.Pool, w, s.o.GPFQ.Quantile)
 	if err != nil {
 		return grid, err
 	}
@@ -263,7 +264,7 @@ func (s *solver) alphabetGrid(ctx context.Context, w blas64.General) (layer.Grid
 func radius(ctx context.Context, pl *pool.Pool, w blas64.General, p float64) (float64, error) {
 	quantiles := make([]float64, w.Rows)
 	err := pl.For(ctx, w.Rows, func(r int) error {
-		quantiles[r] = absQuantile(rowOf64(w, r), p)
+		quantiles[r] = absQuantile(linalg.Row(w, r), p)
 		return nil
 	})
 	rad := 0.0

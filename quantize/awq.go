@@ -9,6 +9,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/vec"
@@ -44,22 +45,22 @@ func (s *solver) clipGrid(ctx context.Context) (layer.Grid, error) {
 	for r := range t.Rows {
 		for k := range perRow {
 			at := grid.Index(r, k*span, t.Cols)
-			piece := rowOf64(t, r)[k*span:][:span]
+			piece := linalg.Row(t, r)[k*span:][:span]
 			lows[at], highs[at] = min(lows[at], slices.Min(piece)), max(highs[at], slices.Max(piece))
 			least[at] = math.Inf(1)
 		}
 	}
 	errs := make([]float64, t.Rows*perRow) // of a candidate, by row and group
 	sums := make([]float64, len(grid.Scales))
-	blocks := s.rowBlocks(min(awqRows, max(16, t.Rows/8)))
+	blocks := s.Blocks(min(awqRows, max(16, t.Rows/8)))
 	for i := range clipCandidates {
 		candidate := func(at int) step {
 			most := max(-lows[at], highs[at]) * (1 - awqStep*float64(i))
 			return s.grid.affine(max(lows[at], -most), min(highs[at], most))
 		}
-		err := s.pool.For(ctx, len(blocks), func(n int) error {
+		err := s.Pool.For(ctx, len(blocks), func(n int) error {
 			b := blocks[n]
-			return s.clipErrors(ctx, b, span, func(row, col int) step { return candidate(grid.Index(row, col, t.Cols)) }, errs[b.from*perRow:])
+			return s.clipErrors(ctx, b, span, func(row, col int) step { return candidate(grid.Index(row, col, t.Cols)) }, errs[b.From*perRow:])
 		})
 		if err != nil {
 			return grid, err
@@ -80,22 +81,22 @@ func (s *solver) clipGrid(ctx context.Context) (layer.Grid, error) {
 
 // clipErrors writes the output error of nearest rounding of each piece of span
 // inputs of some rows, row after row. stepOf returns a piece's step.
-func (s *solver) clipErrors(ctx context.Context, b rowBlock, span int, stepOf func(row, col int) step, errs []float64) error {
+func (s *solver) clipErrors(ctx context.Context, b gram.Block, span int, stepOf func(row, col int) step, errs []float64) error {
 	n := s.target.Cols
-	d, giveBack := s.borrow(b.to-b.from, n)
+	d, giveBack := s.Borrow(b.To-b.From, n)
 	defer giveBack()
-	hd, giveBack2 := s.borrow(b.to-b.from, n)
+	hd, giveBack2 := s.Borrow(b.To-b.From, n)
 	defer giveBack2()
 	lo, hi := layer.CodeRange(s.o.Bits)
 	for r := range d.Rows {
 		for from := 0; from < n; from += span {
-			at := stepOf(b.from+r, from)
-			for c, v := range rowOf64(s.target, b.from+r)[from : from+span] {
+			at := stepOf(b.From+r, from)
+			for c, v := range linalg.Row(s.target, b.From+r)[from : from+span] {
 				d.Data[r*n+from+c] = float64(at.value(at.code(v, lo, hi))) - v
 			}
 		}
 	}
-	h := s.prob.Moments.H[b.group]
+	h := s.Problem.Moments.H[b.Group]
 	for from := 0; from < n; from += span {
 		block := blas64.General{Rows: span, Cols: span, Stride: h.Stride, Data: h.Data[from*h.Stride+from:]}
 		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, colsOf(d, from, span), block, 0, colsOf(hd, from, span)); err != nil {
@@ -105,7 +106,7 @@ func (s *solver) clipErrors(ctx context.Context, b rowBlock, span int, stepOf fu
 	perRow := n / span
 	for r := range d.Rows {
 		for k := range perRow {
-			errs[r*perRow+k] = vec.Dot64(rowOf64(d, r)[k*span:][:span], rowOf64(hd, r)[k*span:][:span])
+			errs[r*perRow+k] = vec.Dot64(linalg.Row(d, r)[k*span:][:span], linalg.Row(hd, r)[k*span:][:span])
 		}
 	}
 	return nil
@@ -148,18 +149,19 @@ func InputScales(ctx context.Context, p *pool.Pool, problems []*layer.Problem, o
 		}
 		switch {
 		case prob.Moments == nil:
-			return nil, inputError(prob, "moments", -1, "AWQ's scales need them, the problem has none")
+			return nil, prob.Bad("moments", -1, "AWQ's scales need them, the problem has none")
 		case prob.Moments != problems[0].Moments:
-			return nil, inputError(prob, "moments", -1, "they are not those of the first layer")
+			return nil, prob.Bad("moments", -1, "they are not those of the first layer")
 		case prob.Groups != 1:
-			return nil, inputError(prob, "groups", -1, "%d, want 1", prob.Groups)
+			return nil, prob.Bad("groups", -1, "%d, want 1", prob.Groups)
 		}
 		if i == 0 {
 			for a := range candidates {
 				candidates[a] = powerScales(prob.Moments, awqStep*float64(a))
 			}
 		}
-		s := newSolver(p, prob, o)
+		o, _ = o.Fit(prob.Weight.Cols)
+		s := &solver{Target: &gram.Target{Pool: p, Problem: prob}, o: o, grid: newRanger(o, prob)}
 		if err := s.addScaleErrors(ctx, candidates[:], errs[:]); err != nil {
 			return nil, err
 		}
@@ -191,19 +193,19 @@ func powerScales(m *layer.Moments, alpha float64) []float64 {
 // addScaleErrors adds to each candidate's error what is the layer's. With
 // d = ŵ − w a row's error is dᵀ(Hd + 2(H − G)w) and a constant, left out.
 func (s *solver) addScaleErrors(ctx context.Context, candidates [][]float64, errs []float64) error {
-	w, m := s.prob.Weight, s.prob.Moments
-	blocks := s.rowBlocks(min(awqRows, max(16, w.Rows/8)))
+	w, m := s.Problem.Weight, s.Problem.Moments
+	blocks := s.Blocks(min(awqRows, max(16, w.Rows/8)))
 	var pull blas64.General // (H − G)w of each row, where the streams differ
 	if m.G != nil {
 		pull = linalg.NewGeneral(w.Rows, w.Cols)
-		err := s.pool.For(ctx, len(blocks), func(i int) error {
+		err := s.Pool.For(ctx, len(blocks), func(i int) error {
 			b := blocks[i]
-			row, giveBack := s.borrow(b.to-b.from, w.Cols)
+			row, giveBack := s.Borrow(b.To-b.From, w.Cols)
 			defer giveBack()
 			for r := range row.Rows {
-				widen(rowOf64(row, r), rowOf32(w, b.from+r))
+				linalg.Widen(linalg.Row(row, r), rowOf32(w, b.From+r))
 			}
-			dst := rowsOf(pull, b.from, b.to)
+			dst := linalg.Rows(pull, b.From, b.To)
 			if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, row, m.H[0], 0, dst); err != nil {
 				return err
 			}
@@ -221,7 +223,7 @@ func (s *solver) addScaleErrors(ctx context.Context, candidates [][]float64, err
 		}
 		ScaleWeight(scaled, scales)
 		grid := s.grid.minMaxGrid(scaled, s.o.Granularity, s.o.GroupSize)
-		err := s.pool.For(ctx, len(blocks), func(i int) (err error) {
+		err := s.Pool.For(ctx, len(blocks), func(i int) (err error) {
 			sums[i], err = s.scaleError(ctx, blocks[i], scaled, scales, &grid, pull)
 			return err
 		})
@@ -237,30 +239,30 @@ func (s *solver) addScaleErrors(ctx context.Context, candidates [][]float64, err
 
 // scaleError returns the error of some rows of W·diag(scales), rounded to
 // nearest, without its constant.
-func (s *solver) scaleError(ctx context.Context, b rowBlock, scaled blas32.General, scales []float64, grid *layer.Grid, pull blas64.General) (float64, error) {
+func (s *solver) scaleError(ctx context.Context, b gram.Block, scaled blas32.General, scales []float64, grid *layer.Grid, pull blas64.General) (float64, error) {
 	n := scaled.Cols
-	d, giveBack := s.borrow(b.to-b.from, n)
+	d, giveBack := s.Borrow(b.To-b.From, n)
 	defer giveBack()
-	hd, giveBack2 := s.borrow(b.to-b.from, n)
+	hd, giveBack2 := s.Borrow(b.To-b.From, n)
 	defer giveBack2()
 	lo, hi := grid.Range()
 	for r := range d.Rows {
-		row := rowOf64(d, r)
-		w := rowOf32(s.prob.Weight, b.from+r)
-		for c, v := range rowOf32(scaled, b.from+r) {
-			at := stepAt(grid, grid.Index(b.from+r, c, n))
+		row := linalg.Row(d, r)
+		w := rowOf32(s.Problem.Weight, b.From+r)
+		for c, v := range rowOf32(scaled, b.From+r) {
+			at := stepAt(grid, grid.Index(b.From+r, c, n))
 			row[c] = float64(at.value(at.code(float64(v), lo, hi)))/scales[c] - float64(w[c])
 		}
 	}
-	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, d, s.prob.Moments.H[0], 0, hd); err != nil {
+	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, d, s.Problem.Moments.H[0], 0, hd); err != nil {
 		return 0, err
 	}
 	sum := 0.0
 	for r := range d.Rows {
-		row := rowOf64(d, r)
-		sum += vec.Dot64(row, rowOf64(hd, r))
+		row := linalg.Row(d, r)
+		sum += vec.Dot64(row, linalg.Row(hd, r))
 		if pull.Data != nil {
-			sum += 2 * vec.Dot64(row, rowOf64(pull, b.from+r))
+			sum += 2 * vec.Dot64(row, linalg.Row(pull, b.From+r))
 		}
 	}
 	return sum, nil
@@ -282,7 +284,7 @@ func ScaleMoments(m *layer.Moments, scales []float64) {
 	matrices := slices.Concat(m.H, m.G)
 	for _, a := range matrices {
 		for i := range a.Rows {
-			row := rowOf64(a, i)
+			row := linalg.Row(a, i)
 			for j := range row {
 				row[j] /= scales[i] * scales[j]
 			}
@@ -291,7 +293,7 @@ func ScaleMoments(m *layer.Moments, scales []float64) {
 	for _, r := range m.Residual {
 		for _, a := range r.Cross {
 			for i := range a.Rows {
-				for j, v := range rowOf64(a, i) {
+				for j, v := range linalg.Row(a, i) {
 					a.Data[i*a.Stride+j] = v / scales[j]
 				}
 			}

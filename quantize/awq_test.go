@@ -94,7 +94,7 @@ func bestClip(d data, f ranger, piece []span) (best step, at int) {
 			for r := range x.Rows {
 				e := 0.0
 				for j, w := range p.w {
-					e += (float64(s.value(s.code(float64(w), first, last))) - float64(w)) * rowOf64(x, r)[p.from+j]
+					e += (float64(s.value(s.code(float64(w), first, last))) - float64(w)) * linalg.Row(x, r)[p.from+j]
 				}
 				sum += e * e
 			}
@@ -183,7 +183,7 @@ func bruteScales(t *testing.T, d data, problems []*layer.Problem, options []Opti
 		for j := range s {
 			square := 0.0
 			for r := range d.xt[0].Rows {
-				square += rowOf64(d.xt[0], r)[j] * rowOf64(d.xt[0], r)[j]
+				square += linalg.Row(d.xt[0], r)[j] * linalg.Row(d.xt[0], r)[j]
 			}
 			s[j] = max(1e-4, math.Pow(math.Sqrt(square/float64(d.xt[0].Rows)), float64(a)/20))
 		}
@@ -289,7 +289,7 @@ func TestInputScalesRefusals(t *testing.T) {
 		t.Error("no options are accepted")
 	}
 	o := Options{Method: Nearest, Bits: 3}
-	var bad *InputError
+	var bad *layer.InputError
 	if _, err := InputScales(context.Background(), nil, two, []Options{o, o}); !errors.As(err, &bad) {
 		t.Errorf("two moments: %v", err)
 	}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"slices"
 
+	"github.com/fettle-dev/fettle/internal/gram"
+
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
@@ -32,18 +34,18 @@ const (
 // best solves all rows.
 func (s *solver) best(ctx context.Context) error {
 	copies := 8 * (1 + 2*bestShrinks) * s.target.Cols
-	blocks := s.rowBlocks(min(bestRows, max(1, bestBytes/copies)))
-	problems := make([]quadratic, len(s.grams))
+	blocks := s.Blocks(min(bestRows, max(1, bestBytes/copies)))
+	problems := make([]quadratic, len(s.Grams))
 	for g := range problems {
-		h, err := s.grams[g].damped(ctx, s.pool)
+		h, err := s.Grams[g].DampedH(ctx, s.Pool)
 		if err != nil {
 			return err
 		}
 		problems[g] = newQuadratic(h, s.target.Cols/max(1, s.solution.Grid.GroupsPerRow(s.target.Cols)))
 	}
-	return s.pool.For(ctx, len(blocks), func(i int) error {
+	return s.Pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
-		t := bestTask{solver: s, q: &problems[b.group], gram: &s.grams[b.group], from: b.from, target: rowsOf(s.target, b.from, b.to)}
+		t := bestTask{solver: s, q: &problems[b.Group], gram: &s.Grams[b.Group], from: b.From, target: linalg.Rows(s.target, b.From, b.To)}
 		return t.run(ctx)
 	})
 }
@@ -60,7 +62,7 @@ func newQuadratic(h blas64.General, span int) quadratic {
 	q := quadratic{h: h, ones: linalg.NewGeneral(groups, groups)}
 	for i := range h.Rows {
 		for l := range groups {
-			q.ones.Data[i/span*groups+l] += vec.Sum64(rowOf64(h, i)[l*span:][:span])
+			q.ones.Data[i/span*groups+l] += vec.Sum64(linalg.Row(h, i)[l*span:][:span])
 		}
 	}
 	return q
@@ -70,7 +72,7 @@ func newQuadratic(h blas64.General, span int) quadratic {
 type bestTask struct {
 	*solver
 	q      *quadratic
-	gram   *gram
+	gram   *gram.Gram
 	from   int            // the first row, in the layer
 	target blas64.General // w̃
 }
@@ -126,11 +128,11 @@ func (t *bestTask) span() (span, groups int) {
 func (t *bestTask) passes(ctx context.Context) ([][]*attempt, error) {
 	rows, n := t.target.Rows, t.target.Cols
 	grid, grids := t.grids()
-	w, giveBack := t.borrow(grids*rows, n)
+	w, giveBack := t.Borrow(grids*rows, n)
 	defer giveBack()
-	pass := recursion{upper: t.gram.upper, order: t.gram.order, grid: grid, damped: make([]float64, grids*rows)}
+	pass := recursion{upper: t.gram.Upper, order: t.gram.Order, grid: grid, damped: make([]float64, grids*rows)}
 	for k := range grids {
-		pass.order64(rowsOf(w, k*rows, (k+1)*rows), t.target)
+		pass.order64(linalg.Rows(w, k*rows, (k+1)*rows), t.target)
 	}
 	codes := make([]int8, grids*rows*n)
 	if err := pass.run(ctx, w, 0, codes); err != nil {
@@ -185,7 +187,7 @@ func (t *bestTask) grids() (grid *layer.Grid, grids int) {
 	all := t.grid.emptyGrid(grids*rows, n, t.o.Granularity, t.o.GroupSize)
 	for r := range rows {
 		for g := range groups {
-			w := rowOf64(t.target, r)[g*span:][:span]
+			w := linalg.Row(t.target, r)[g*span:][:span]
 			setStep(&all, r*groups+g, stepAt(&t.solution.Grid, (t.from+r)*groups+g))
 			lo, hi := slices.Min(w), slices.Max(w)
 			for i := range bestShrinks {
@@ -206,7 +208,7 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 	var rows []*bestRow
 	for r := range kept {
 		for _, a := range kept[r] {
-			rows = append(rows, &bestRow{attempt: a, target: rowOf64(t.target, r), hw: rowOf64(hw, r)})
+			rows = append(rows, &bestRow{attempt: a, target: linalg.Row(t.target, r), hw: linalg.Row(hw, r)})
 		}
 	}
 	for range bestRounds {
@@ -246,15 +248,15 @@ func (t *bestTask) multiply(ctx context.Context, rows []*bestRow) error {
 	n := t.target.Cols
 	d, hd := linalg.NewGeneral(len(rows), n), linalg.NewGeneral(len(rows), n)
 	for i, row := range rows {
-		t.values(row.attempt, rowOf64(d, i))
-		vec.Axpy64(-1, row.target, rowOf64(d, i))
+		t.values(row.attempt, linalg.Row(d, i))
+		vec.Axpy64(-1, row.target, linalg.Row(d, i))
 	}
 	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, d, t.q.h, 0, hd); err != nil {
 		return err
 	}
 	for i, row := range rows {
-		row.hd = rowOf64(hd, i)
-		row.cost = vec.Dot64(rowOf64(d, i), row.hd)
+		row.hd = linalg.Row(hd, i)
+		row.cost = vec.Dot64(linalg.Row(d, i), row.hd)
 	}
 	return nil
 }
@@ -289,7 +291,7 @@ func (t *bestTask) descend(a *bestRow) {
 			if !(gain < -leastGain*a.cost) {
 				continue
 			}
-			vec.Axpy64(delta, rowOf64(h, j), hd)
+			vec.Axpy64(delta, linalg.Row(h, j), hd)
 			a.codes[j], a.cost, moved = int8(code), a.cost+gain, true
 		}
 		if !moved {

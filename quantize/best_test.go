@@ -16,14 +16,14 @@ import (
 // definition.
 func errorOfRow(t *testing.T, s *solver, r int, value func(col int) float64) float64 {
 	t.Helper()
-	g := &s.grams[s.prob.Group(r)]
-	h, err := g.damped(context.Background(), s.pool)
+	g := &s.Grams[s.Problem.Group(r)]
+	h, err := g.DampedH(context.Background(), s.Pool)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := make([]float64, s.target.Cols)
 	for c := range d {
-		d[c] = value(c) - rowOf64(s.target, r)[c]
+		d[c] = value(c) - linalg.Row(s.target, r)[c]
 	}
 	return quadForm(h, d)
 }
@@ -40,17 +40,13 @@ func TestBestIsALocalOptimum(t *testing.T) {
 		o.BiasCorrection = rng.IntN(2) == 0
 		o.Centre = o.BiasCorrection
 		s := factored(t, d.prob, o)
-		for _, stage := range []func(context.Context) error{s.align, s.round} {
-			if err := stage(context.Background()); err != nil {
-				t.Fatal(err)
-			}
+		if err := s.round(context.Background()); err != nil {
+			t.Fatal(err)
 		}
 		o.Method, o.ActOrder = GPTQ, true
 		other := factored(t, d.prob, o)
-		for _, stage := range []func(context.Context) error{other.align, other.round} {
-			if err := stage(context.Background()); err != nil {
-				t.Fatal(err)
-			}
+		if err := other.round(context.Background()); err != nil {
+			t.Fatal(err)
 		}
 		n, grid := sh.in, &s.solution.Grid
 		lo, hi := grid.Range()
@@ -94,10 +90,8 @@ func TestBestNearOptimum(t *testing.T) {
 		d := newData(uint64(trial), shape{out: 1, in: n, groups: 1, samples: 8})
 		o := Options{Method: Best, Bits: 2}.WithDefaults()
 		s := factored(t, d.prob, o)
-		for _, stage := range []func(context.Context) error{s.align, s.round} {
-			if err := stage(context.Background()); err != nil {
-				t.Fatal(err)
-			}
+		if err := s.round(context.Background()); err != nil {
+			t.Fatal(err)
 		}
 		st := stepAt(&s.solution.Grid, 0)
 		found += errorOfRow(t, s, 0, func(c int) float64 { return float64(st.value(int(s.solution.Codes[c]))) })
@@ -112,15 +106,15 @@ func TestBestNearOptimum(t *testing.T) {
 // scale.
 func bruteForce(t *testing.T, s *solver) float64 {
 	t.Helper()
-	h, err := s.grams[0].damped(context.Background(), s.pool)
+	h, err := s.Grams[0].DampedH(context.Background(), s.Pool)
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := s.target.Cols
-	w := rowOf64(s.target, 0)
+	w := linalg.Row(s.target, 0)
 	hw := make([]float64, n)
 	for i := range hw {
-		hw[i] = vec.Dot64(rowOf64(h, i), w)
+		hw[i] = vec.Dot64(linalg.Row(h, i), w)
 	}
 	ww := vec.Dot64(w, hw)
 	least := ww
@@ -153,7 +147,7 @@ func TestResidualTarget(t *testing.T) {
 				for r := range 6 {
 					g := d.prob.Group(r)
 					for i := range d.x[g].Rows {
-						e := dot32(rowOf32(d.prob.Weight, r), rowOf64(d.x[g], i)) + lost.Data[i*6+r] - dot32(v[r*20:][:20], rowOf64(d.xt[g], i))
+						e := dot32(rowOf32(d.prob.Weight, r), linalg.Row(d.x[g], i)) + lost.Data[i*6+r] - dot32(v[r*20:][:20], linalg.Row(d.xt[g], i))
 						if corrected {
 							e -= s.Bias[r]
 						}
@@ -177,7 +171,7 @@ func plainError(d data, s *layer.Solution, lost matrix64, corrected bool) float6
 	for r := range s.Rows {
 		g := d.prob.Group(r)
 		for i := range d.x[g].Rows {
-			e := dot32(rowOf32(d.prob.Weight, r), rowOf64(d.x[g], i)) + lost.Data[i*s.Rows+r] - dot32(v[r*s.Cols:][:s.Cols], rowOf64(d.xt[g], i))
+			e := dot32(rowOf32(d.prob.Weight, r), linalg.Row(d.x[g], i)) + lost.Data[i*s.Rows+r] - dot32(v[r*s.Cols:][:s.Cols], linalg.Row(d.xt[g], i))
 			if corrected {
 				e -= s.Bias[r]
 			}
@@ -205,12 +199,12 @@ func addResidual(d data, seed uint64) matrix64 {
 		g := d.prob.Group(r)
 		first, _ := d.prob.GroupRows(g)
 		for i := range samples {
-			x := rowOf64(d.xt[g], i)
+			x := linalg.Row(d.xt[g], i)
 			v := 0.3*x[r%w.Cols] + 0.02*rng.NormFloat64() + 0.01
 			lost[i*out+r] = v
 			res.Sum[r] += v
-			vec.Axpy64(v, x, rowOf64(res.Cross[g], r-first))
-			y := dot32(rowOf32(w, r), rowOf64(d.x[g], i)) + v
+			vec.Axpy64(v, x, linalg.Row(res.Cross[g], r-first))
+			y := dot32(rowOf32(w, r), linalg.Row(d.x[g], i)) + v
 			energy[r] += y * y
 		}
 	}

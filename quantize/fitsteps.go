@@ -50,7 +50,7 @@ func (t *bestTask) stepFits(ctx context.Context, rows []*bestRow) ([]stepFit, er
 	fits := make([]stepFit, len(rows))
 	codes := linalg.NewGeneral(len(rows), n)
 	for i, row := range rows {
-		a := rowOf64(codes, i)
+		a := linalg.Row(codes, i)
 		for j, c := range row.codes {
 			a[j] = row.steps[j/span].level(int(c))
 		}
@@ -67,12 +67,12 @@ func (t *bestTask) stepFits(ctx context.Context, rows []*bestRow) ([]stepFit, er
 	ha := linalg.NewGeneral(len(rows), n)
 	for k := range groups {
 		part := blas64.General{Rows: len(rows), Cols: span, Stride: n, Data: codes.Data[k*span:]}
-		below := rowsOf(t.q.h, k*span, (k+1)*span)
+		below := linalg.Rows(t.q.h, k*span, (k+1)*span)
 		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, part, below, 0, ha); err != nil {
 			return nil, err
 		}
 		for i := range rows {
-			a, h := rowOf64(codes, i), rowOf64(ha, i)
+			a, h := linalg.Row(codes, i), linalg.Row(ha, i)
 			for l := range groups {
 				fits[i].aa.Data[k*groups+l] = vec.Dot64(a[l*span:][:span], h[l*span:])
 				fits[i].a1.Data[k*groups+l] = vec.Sum64(h[l*span:][:span])
@@ -125,7 +125,7 @@ func (f *stepFit) try(t *bestTask, row *bestRow, zeros []int) {
 	}
 	cost := f.ww
 	for k, s := range scales {
-		cost += s * (vec.Dot64(rowOf64(uu, k), scales) - 2*uw[k])
+		cost += s * (vec.Dot64(linalg.Row(uu, k), scales) - 2*uw[k])
 	}
 	if cost < row.cost*(1-leastGain) {
 		copy(row.steps, steps)

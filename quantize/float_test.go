@@ -337,7 +337,7 @@ func TestFloatOptions(t *testing.T) {
 	}
 	prob := newProblem(1, 16, 1)
 	prob.FusedMax = math.Inf(1)
-	var bad *InputError
+	var bad *layer.InputError
 	if _, err := Solve(context.Background(), nil, prob, Options{Method: Nearest, Format: layer.NVFP4}); !errors.As(err, &bad) {
 		t.Errorf("infinite maximum: %v", err)
 	}

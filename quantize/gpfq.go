@@ -13,6 +13,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
@@ -49,22 +50,22 @@ type path struct {
 // part and out·in² for the bound; act_order copies H and G. Memory: some rows of
 // float64 for each worker.
 func (s *solver) followPath(ctx context.Context) error {
-	paths, dead := make([]path, len(s.grams)), 0
+	paths, dead := make([]path, len(s.Grams)), 0
 	for i := range paths {
 		paths[i] = s.newPath(i)
-		if s.grams[i].dead {
+		if s.Grams[i].Dead {
 			dead++
 		}
 	}
 	if dead > 0 {
-		s.fallBack(string(s.o.Method), "weights of 0", fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, len(s.grams)))
+		s.fallBack(string(s.o.Method), "weights of 0", fmt.Sprintf("no calibration row uses any input of %d of %d groups", dead, len(s.Grams)))
 	}
 	n := s.target.Cols
 	bounds := make([]float64, s.target.Rows)
-	blocks := s.rowBlocks(min(gptqRows, max(16, s.target.Rows/8)))
-	err := s.pool.For(ctx, len(blocks), func(i int) error {
+	blocks := s.Blocks(min(gptqRows, max(16, s.target.Rows/8)))
+	err := s.Pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
-		return s.followRows(ctx, &paths[b.group], b, s.solution.Codes[b.from*n:b.to*n], bounds[b.from:b.to])
+		return s.followRows(ctx, &paths[b.Group], b, s.solution.Codes[b.From*n:b.To*n], bounds[b.From:b.To])
 	})
 	bound := 0.0
 	for _, v := range bounds {
@@ -77,34 +78,34 @@ func (s *solver) followPath(ctx context.Context) error {
 }
 
 func (s *solver) newPath(group int) path {
-	gram, m := &s.grams[group], s.prob.Moments
-	p := path{h: gram.h, order: gram.order, grid: &s.solution.Grid, round: s.o.rounding(), diag: make([]float64, gram.h.Rows)}
+	gram, m := &s.Grams[group], s.Problem.Moments
+	p := path{h: gram.H, order: gram.Order, grid: &s.solution.Grid, round: s.o.rounding(), diag: make([]float64, gram.H.Rows)}
 	if m.G != nil && !s.o.Align {
 		p.g = m.G[group]
 	}
-	if p.order != nil || gram.sum != nil {
-		p.h = inOrderOf(p.h, gram.sum, gram.sum, p.order)
+	if p.order != nil || gram.Sum != nil {
+		p.h = inOrderOf(p.h, gram.Sum, gram.Sum, p.order)
 		if p.g.Rows > 0 {
-			p.g = inOrderOf(p.g, gram.sum, s.originalMean(group), p.order)
+			p.g = inOrderOf(p.g, gram.Sum, s.originalMean(group), p.order)
 		}
 	}
 	for t := range p.diag {
 		p.diag[t] = p.h.Data[t*p.h.Stride+t]
 		if s.o.Align && p.diag[t] > 0 {
-			p.diag[t] += gram.lambda * gram.unit
+			p.diag[t] += gram.Lambda * gram.Unit
 		}
 	}
 	hash := fnv.New64a()
 	_, _ = hash.Write(binary.LittleEndian.AppendUint64(nil, s.o.GPFQ.Seed)) // never fails
-	_, _ = hash.Write([]byte(s.prob.Layer))
+	_, _ = hash.Write([]byte(s.Problem.Layer))
 	p.seed = hash.Sum64()
 	return p
 }
 
 // originalMean returns Σx/√rows of a group, nil where nothing is centred.
 func (s *solver) originalMean(group int) []float64 {
-	m := s.prob.Moments
-	if s.grams[group].sum == nil {
+	m := s.Problem.Moments
+	if s.Grams[group].Sum == nil {
 		return nil
 	}
 	mean := make([]float64, m.Inputs)
@@ -116,16 +117,16 @@ func (s *solver) originalMean(group int) []float64 {
 
 // centredEnergy returns ‖Xw‖² of some rows, less their mean where a bias takes
 // that.
-func (s *solver) centredEnergy(b rowBlock) []float64 {
-	energy := slices.Clone(s.prob.Energy()[b.from:b.to])
-	if s.grams[b.group].sum == nil {
+func (s *solver) centredEnergy(b gram.Block) []float64 {
+	energy := slices.Clone(s.Problem.Energy()[b.From:b.To])
+	if s.Grams[b.Group].Sum == nil {
 		return energy
 	}
-	w := make([]float64, s.prob.Weight.Cols)
+	w := make([]float64, s.Problem.Weight.Cols)
 	for r := range energy {
-		widen(w, rowOf32(s.prob.Weight, b.from+r))
-		sum := s.targetSum(b.from+r, w)
-		energy[r] = max(energy[r]-sum*sum/float64(s.prob.Moments.Rows), 0)
+		linalg.Widen(w, rowOf32(s.Problem.Weight, b.From+r))
+		sum := s.Sum(b.From+r, w)
+		energy[r] = max(energy[r]-sum*sum/float64(s.Problem.Moments.Rows), 0)
 	}
 	return energy
 }
@@ -140,11 +141,11 @@ func inOrderOf(m blas64.General, left, right []float64, order []int) blas64.Gene
 		if order != nil {
 			from = order[i]
 		}
-		copy(shifted, rowOf64(m, from))
+		copy(shifted, linalg.Row(m, from))
 		if left != nil {
 			vec.Axpy64(-left[from], right, shifted)
 		}
-		gather(rowOf64(a, i), shifted, order)
+		gram.Gather(linalg.Row(a, i), shifted, order)
 	}
 	return a
 }
@@ -169,23 +170,23 @@ func inOrderOf(m blas64.General, left, right []float64, order []int) blas64.Gene
 // grid; then it counts as it is, so the bound holds whatever is clipped. Where
 // nothing is, it is known before anything is rounded. SPFQ's expected sum is at
 // most a quarter of what the bound takes.
-func (s *solver) followRows(ctx context.Context, p *path, b rowBlock, codes []int8, bounds []float64) error {
-	rows, n := b.to-b.from, s.target.Cols
-	w, giveBack := s.borrow(rows, n)
+func (s *solver) followRows(ctx context.Context, p *path, b gram.Block, codes []int8, bounds []float64) error {
+	rows, n := b.To-b.From, s.target.Cols
+	w, giveBack := s.Borrow(rows, n)
 	defer giveBack()
-	carry, giveBackToo := s.borrow(rows, n)
+	carry, giveBackToo := s.Borrow(rows, n)
 	defer giveBackToo()
 	for r := range rows {
-		gather(rowOf64(w, r), rowOf64(s.target, b.from+r), p.order)
+		gram.Gather(linalg.Row(w, r), linalg.Row(s.target, b.From+r), p.order)
 	}
 	if p.g.Rows == 0 {
 		clear(carry.Data)
-		if err := p.run(ctx, w, carry, b.from, codes, bounds); err != nil {
+		if err := p.run(ctx, w, carry, b.From, codes, bounds); err != nil {
 			return err
 		}
 		for r := range bounds {
-			if s.floor != nil {
-				bounds[r] += max(s.floor[b.from+r], 0)
+			if s.Floor != nil {
+				bounds[r] += max(s.Floor[b.From+r], 0)
 			}
 		}
 		return nil
@@ -197,13 +198,13 @@ func (s *solver) followRows(ctx context.Context, p *path, b rowBlock, codes []in
 	// T holds all that v takes from w, so the pass is that of weights 0 whose
 	// carry begins with T.
 	for r := range rows {
-		gather(rowOf64(carry, r), rowOf64(s.target, b.from+r), p.order)
+		gram.Gather(linalg.Row(carry, r), linalg.Row(s.target, b.From+r), p.order)
 	}
 	if err := linalg.MultiplyTriangular(ctx, nil, gonum.Lower, blas.Trans, p.g, carry); err != nil {
 		return err
 	}
 	clear(w.Data)
-	if err := p.run(ctx, w, carry, b.from, codes, bounds); err != nil {
+	if err := p.run(ctx, w, carry, b.From, codes, bounds); err != nil {
 		return err
 	}
 	for r, sum := range bounds {
@@ -229,7 +230,7 @@ func (p *path) run(ctx context.Context, w, carry blas64.General, first int, code
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			sums[r] += p.runRow(rowOf64(w, r), rowOf64(carry, r), first+r, start, end, codes[r*n:][:n], &draws[r])
+			sums[r] += p.runRow(linalg.Row(w, r), linalg.Row(carry, r), first+r, start, end, codes[r*n:][:n], &draws[r])
 		}
 		if end == n {
 			break
@@ -295,7 +296,7 @@ func (p *path) unrounded(ctx context.Context, w, scratch blas64.General, energy,
 		if !cloned {
 			h, cloned = linalg.Clone(p.h), true
 		}
-		clear(rowOf64(h, t))
+		clear(linalg.Row(h, t))
 		h.Data[t*h.Stride+t] = 1
 		for r := range q.Rows {
 			q.Data[r*q.Stride+t] = 0
@@ -306,7 +307,7 @@ func (p *path) unrounded(ctx context.Context, w, scratch blas64.General, energy,
 	}
 	for r := range q.Rows { // w_t's own part of what follows is not of S
 		rest[r] = energy[r]
-		for t, v := range rowOf64(w, r) {
+		for t, v := range linalg.Row(w, r) {
 			qt := q.Data[r*q.Stride+t]
 			rest[r] += 2*qt*p.g.Data[t*p.g.Stride+t]*v - qt*qt*p.diag[t]
 		}
@@ -315,7 +316,7 @@ func (p *path) unrounded(ctx context.Context, w, scratch blas64.General, energy,
 		return err
 	}
 	for r := range q.Rows {
-		rest[r] = max(rest[r]-2*vec.Dot64(rowOf64(q, r), rowOf64(w, r)), 0)
+		rest[r] = max(rest[r]-2*vec.Dot64(linalg.Row(q, r), linalg.Row(w, r)), 0)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/layer"
@@ -30,13 +31,13 @@ func follow(t *testing.T, h, g, w blas64.General, grid *layer.Grid, order []int,
 	rows, carry := linalg.NewGeneral(w.Rows, w.Cols), linalg.NewGeneral(w.Rows, w.Cols)
 	if g.Rows == 0 {
 		for r := range w.Rows {
-			gather(rowOf64(rows, r), rowOf64(w, r), order)
+			gram.Gather(linalg.Row(rows, r), linalg.Row(w, r), order)
 		}
 	} else { // T, plainly
 		g = reordered(g, order)
 		for r := range w.Rows {
 			sorted := make([]float64, w.Cols)
-			gather(sorted, rowOf64(w, r), order)
+			gram.Gather(sorted, linalg.Row(w, r), order)
 			for i := range w.Cols {
 				for j := range i + 1 {
 					carry.Data[r*w.Cols+i] += g.Data[i*w.Cols+j] * sorted[j]
@@ -110,11 +111,11 @@ func TestGPFQMatchesDataForm(t *testing.T) {
 			for r := range 2 {
 				at := func(int) step { return stepAt(&grid, r) }
 				code := func(v float64, s step) int { return round.code(v, s, nil) }
-				want, _ := dataForm(x, xt, rowOf64(w, r), at, code)
+				want, _ := dataForm(x, xt, linalg.Row(w, r), at, code)
 				if got := codes[r*n:][:n]; !slices.Equal(got, want) {
 					t.Fatalf("seed %d, %s, row %d: codes %v, want %v", seed, name, r, got, want)
 				}
-				want, residual := dataForm(xt, xt, rowOf64(w, r), at, code)
+				want, residual := dataForm(xt, xt, linalg.Row(w, r), at, code)
 				if got := same[r*n:][:n]; !slices.Equal(got, want) {
 					t.Fatalf("seed %d, %s, row %d, one stream: codes %v, want %v", seed, name, r, got, want)
 				}
@@ -146,10 +147,10 @@ func TestGPFQSolveMatchesDataForm(t *testing.T) {
 				g, w := d.prob.Group(r), float64s(rowOf32(d.prob.Weight, r))
 				x, xt, order := d.x[g], d.xt[g], []int(nil)
 				if o.ActOrder {
-					order = descending(diagonal(d.prob.Moments.H[g]))
+					order = gram.Descending(diagonal(d.prob.Moments.H[g]))
 					x, xt = reorderedColumns(x, order), reorderedColumns(xt, order)
 					sorted := make([]float64, len(w))
-					gather(sorted, w, order)
+					gram.Gather(sorted, w, order)
 					w = sorted
 				}
 				col := func(i int) int {
@@ -185,9 +186,6 @@ func TestAlignedGPFQMatchesDataForm(t *testing.T) {
 	d := newData(35, shape{out: 6, in: n, groups: 2, samples: 200, mismatch: 0.3})
 	o := Options{Method: GPFQ, Bits: 3, Align: true}.WithDefaults()
 	sol, s := solve(t, d.prob, o), factored(t, d.prob, o)
-	if err := s.align(context.Background()); err != nil {
-		t.Fatal(err)
-	}
 	for r := range 6 {
 		g := d.prob.Group(r)
 		damped := linalg.NewGeneral(200+n, n)
@@ -195,7 +193,7 @@ func TestAlignedGPFQMatchesDataForm(t *testing.T) {
 		for i := range n {
 			damped.Data[(200+i)*n+i] = math.Sqrt(DefaultDamping * linalg.MeanDiagonal(d.prob.Moments.H[g]))
 		}
-		want, _ := dataForm(damped, damped, rowOf64(s.target, r), func(int) step { return stepAt(&sol.Grid, r) },
+		want, _ := dataForm(damped, damped, linalg.Row(s.target, r), func(int) step { return stepAt(&sol.Grid, r) },
 			func(v float64, st step) int { return st.code(v, -4, 3) })
 		if got := sol.Codes[r*n:][:n]; !slices.Equal(got, want) {
 			t.Fatalf("row %d: codes %v, want %v", r, got, want)
@@ -206,7 +204,7 @@ func TestAlignedGPFQMatchesDataForm(t *testing.T) {
 func reorderedColumns(x blas64.General, order []int) blas64.General {
 	y := linalg.Clone(x)
 	for r := range x.Rows {
-		gather(rowOf64(y, r), rowOf64(x, r), order)
+		gram.Gather(linalg.Row(y, r), linalg.Row(x, r), order)
 	}
 	return y
 }
@@ -250,7 +248,7 @@ func TestGPFQIsSigmaDelta(t *testing.T) {
 	codes, _ := follow(t, ones, blas64.General{}, w, &grid, nil, round)
 	for r := range 2 {
 		u := 0.0
-		for i, v := range rowOf64(w, r) {
+		for i, v := range linalg.Row(w, r) {
 			u += v - float64(codes[r*n+i])
 			if math.Abs(u) > 0.5+1e-9 {
 				t.Fatalf("row %d, input %d: the sum of errors is %v", r, i, u)
@@ -479,11 +477,11 @@ func TestQronos(t *testing.T) {
 			}
 			order := []int(nil)
 			if actOrder {
-				order = descending(diagonal(h))
+				order = gram.Descending(diagonal(h))
 			}
 			h, cross = reordered(h, order), reordered(cross, order)
 			w, codes := make([]float64, 50), make([]int8, 50)
-			gather(w, float64s(rowOf32(d.prob.Weight, r)), order)
+			gram.Gather(w, float64s(rowOf32(d.prob.Weight, r)), order)
 			for i := range codes {
 				codes[i] = got.Codes[r*50+i]
 				if order != nil {
@@ -506,7 +504,7 @@ func TestQronos(t *testing.T) {
 			q0 := float64(s.value(first))
 			rest, h1 := linalg.NewGeneral(1, 49), linalg.NewGeneral(49, 49)
 			for i := range 49 {
-				copy(rowOf64(h1, i), h.Data[(i+1)*50+1:][:49])
+				copy(linalg.Row(h1, i), h.Data[(i+1)*50+1:][:49])
 				rest.Data[i] = -h.Data[(i+1)*50] * q0
 				for j := range w {
 					rest.Data[i] += cross.Data[(i+1)*50+j] * w[j]
@@ -575,7 +573,7 @@ func TestPathHardInputs(t *testing.T) {
 		"all dead":      func(d data) { scaleAll(d, 0) },
 		"rank one": func(d data) {
 			for g := range d.x {
-				d.x[g], d.xt[g] = rowsOf(d.x[g], 0, 1), rowsOf(d.xt[g], 0, 1)
+				d.x[g], d.xt[g] = linalg.Rows(d.x[g], 0, 1), linalg.Rows(d.xt[g], 0, 1)
 			}
 		},
 		"F16": func(d data) { d.prob.ScaleType = dtype.F16; scale32(d.prob.Weight.Data, 1e-7) },
@@ -709,7 +707,7 @@ func TestPathSameBytes(t *testing.T) {
 		mean, row := 0.0, 47
 		g, v := d.prob.Group(row), values(want)[row*148:][:148]
 		for i := range d.x[g].Rows {
-			mean += (dot32(rowOf32(d.prob.Weight, row), rowOf64(d.x[g], i)) - dot32(v, rowOf64(d.xt[g], i))) / 90
+			mean += (dot32(rowOf32(d.prob.Weight, row), linalg.Row(d.x[g], i)) - dot32(v, linalg.Row(d.xt[g], i))) / 90
 		}
 		if math.Abs(want.Bias[row]-mean) > 1e-9*(1+math.Abs(mean)) {
 			t.Errorf("%s: bias %v, want %v", name, want.Bias[row], mean)

@@ -1,13 +1,12 @@
 package quantize
 
 import (
-	"cmp"
 	"context"
-	"slices"
 
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
@@ -53,50 +52,28 @@ func (s *solver) gptq(ctx context.Context) error {
 	if s.o.Method == Qronos {
 		leads = s.leads()
 	}
-	if len(s.target.Data) > 0 && &s.target.Data[0] == &s.anchor.Data[0] {
+	if len(s.target.Data) > 0 && &s.target.Data[0] == &s.Anchor.Data[0] {
 		s.damped = make([]float64, s.target.Rows)
 	}
-	blocks := s.rowBlocks(min(gptqRows, max(16, s.target.Rows/8)))
-	return s.pool.For(ctx, len(blocks), func(i int) error {
+	blocks := s.Blocks(min(gptqRows, max(16, s.target.Rows/8)))
+	return s.Pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
-		g := &s.grams[b.group]
-		q := recursion{upper: g.upper, order: g.order, grid: &s.solution.Grid, search: search, leads: leads}
+		g := &s.Grams[b.Group]
+		q := recursion{upper: g.Upper, order: g.Order, grid: &s.solution.Grid, search: search, leads: leads}
 		if s.damped != nil {
-			q.damped = s.damped[b.from:b.to]
+			q.damped = s.damped[b.From:b.To]
 		}
-		w, giveBack := s.borrow(b.to-b.from, s.target.Cols)
+		w, giveBack := s.Borrow(b.To-b.From, s.target.Cols)
 		defer giveBack()
-		q.order64(w, rowsOf(s.target, b.from, b.to))
-		return q.run(ctx, w, b.from, s.solution.Codes[b.from*s.target.Cols:])
+		q.order64(w, linalg.Rows(s.target, b.From, b.To))
+		return q.run(ctx, w, b.From, s.solution.Codes[b.From*s.target.Cols:])
 	})
-}
-
-// descending returns the inputs in the order of descending diagonal, equal
-// ones in their own order.
-func descending(diagonal []float64) []int {
-	order := make([]int, len(diagonal))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(diagonal[b], diagonal[a]) })
-	return order
-}
-
-// gather writes src in the given order to dst.
-func gather(dst, src []float64, order []int) {
-	if order == nil {
-		copy(dst, src)
-		return
-	}
-	for i, c := range order {
-		dst[i] = src[c]
-	}
 }
 
 // order64 writes rows to dst in the order of the pass.
 func (q *recursion) order64(dst, rows blas64.General) {
 	for r := range dst.Rows {
-		gather(rowOf64(dst, r), rowOf64(rows, r), q.order)
+		gram.Gather(linalg.Row(dst, r), linalg.Row(rows, r), q.order)
 	}
 }
 
@@ -111,9 +88,9 @@ func (q *recursion) run(ctx context.Context, w blas64.General, first int, codes 
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			q.runRow(rowOf64(w, r), rowOf64(errs, r), first+r, start, end, codes[r*n:][:n], r*n)
+			q.runRow(linalg.Row(w, r), linalg.Row(errs, r), first+r, start, end, codes[r*n:][:n], r*n)
 			if q.damped != nil {
-				e := rowOf64(errs, r)[:end-start]
+				e := linalg.Row(errs, r)[:end-start]
 				q.damped[r] += vec.Dot64(e, e)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"gonum.org/v1/gonum/mat"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/layer"
 )
@@ -181,7 +182,7 @@ func TestGPTQGroups(t *testing.T) {
 		got := solve(t, d.prob, o)
 
 		s := factored(t, d.prob, o.WithDefaults())
-		u, n := s.grams[0].upper, 480
+		u, n := s.Grams[0].Upper, 480
 		for r := range 3 {
 			w := float64s(rowOf32(d.prob.Weight, r))
 			var at step
@@ -211,7 +212,7 @@ func TestGPTQActOrder(t *testing.T) {
 	d := newData(5, shape{out: 4, in: 40, groups: 1, samples: 60, mismatch: 0.1})
 	o := Options{Method: GPTQ, Bits: 3, ActOrder: true, Align: true}
 	got := solve(t, d.prob, o)
-	order := descending(diagonal(d.prob.Moments.H[0]))
+	order := gram.Descending(diagonal(d.prob.Moments.H[0]))
 	if slices.IsSorted(order) {
 		t.Fatal("the problem needs no reordering")
 	}
@@ -243,7 +244,7 @@ func permuteData(d data, order []int) data {
 	reorder := func(x blas64.General) blas64.General {
 		y := linalg.Clone(x)
 		for r := range x.Rows {
-			gather(rowOf64(y, r), rowOf64(x, r), order)
+			gram.Gather(linalg.Row(y, r), linalg.Row(x, r), order)
 		}
 		return y
 	}

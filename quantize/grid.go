@@ -9,6 +9,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
@@ -135,7 +136,7 @@ func (f ranger) newGrid(ctx context.Context, p *pool.Pool, w blas64.General, gra
 	perRow := g.GroupsPerRow(w.Cols)
 	span := w.Cols / perRow
 	err := p.For(ctx, w.Rows, func(r int) error {
-		row := rowOf64(w, r)
+		row := linalg.Row(w, r)
 		for k := range perRow {
 			if ctx.Err() != nil {
 				break
@@ -206,7 +207,7 @@ func (f ranger) step(w []float64) step {
 func (f ranger) tensorStep(ctx context.Context, p *pool.Pool, w blas64.General) (step, error) {
 	lo, hi := 0.0, 0.0
 	for r := range w.Rows {
-		lo, hi = min(lo, slices.Min(rowOf64(w, r))), max(hi, slices.Max(rowOf64(w, r)))
+		lo, hi = min(lo, slices.Min(linalg.Row(w, r))), max(hi, slices.Max(linalg.Row(w, r)))
 	}
 	if f.search == MinMax || (lo == 0 && hi == 0) {
 		return f.affine(lo, hi), ctx.Err()
@@ -216,7 +217,7 @@ func (f ranger) tensorStep(ctx context.Context, p *pool.Pool, w blas64.General) 
 	best := f.bestShrink(lo, hi, func(s step, _ float64) float64 {
 		if failed == nil {
 			failed = p.For(ctx, w.Rows, func(r int) error {
-				errs[r] = f.error(rowOf64(w, r), s, math.Inf(1))
+				errs[r] = f.error(linalg.Row(w, r), s, math.Inf(1))
 				return nil
 			})
 		}

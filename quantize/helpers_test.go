@@ -87,7 +87,7 @@ func (d data) setMoments() {
 	for r := range energy {
 		x := d.x[d.prob.Group(r)]
 		for i := range x.Rows {
-			y := dot32(rowOf32(w, r), rowOf64(x, i))
+			y := dot32(rowOf32(w, r), linalg.Row(x, i))
 			energy[r] += y * y
 		}
 	}
@@ -114,8 +114,8 @@ func setH(prob *layer.Problem, h blas64.General) {
 func product(a, b blas64.General) blas64.General {
 	c := linalg.NewGeneral(a.Cols, b.Cols)
 	for r := range a.Rows {
-		for i, v := range rowOf64(a, r) {
-			for j, u := range rowOf64(b, r) {
+		for i, v := range linalg.Row(a, r) {
+			for j, u := range linalg.Row(b, r) {
 				c.Data[i*c.Stride+j] += v * u
 			}
 		}
@@ -126,7 +126,7 @@ func product(a, b blas64.General) blas64.General {
 func columnSums(a blas64.General) []float64 {
 	s := make([]float64, a.Cols)
 	for r := range a.Rows {
-		for j, v := range rowOf64(a, r) {
+		for j, v := range linalg.Row(a, r) {
 			s[j] += v
 		}
 	}
@@ -152,7 +152,7 @@ func float64s(a []float32) []float64 {
 func matrix(rows ...[]float64) blas64.General {
 	a := linalg.NewGeneral(len(rows), len(rows[0]))
 	for i, r := range rows {
-		copy(rowOf64(a, i), r)
+		copy(linalg.Row(a, i), r)
 	}
 	return a
 }
@@ -160,7 +160,7 @@ func matrix(rows ...[]float64) blas64.General {
 func quadForm(h blas64.General, d []float64) float64 {
 	s := 0.0
 	for i, v := range d {
-		for j, u := range rowOf64(h, i) {
+		for j, u := range linalg.Row(h, i) {
 			s += v * u * d[j]
 		}
 	}
@@ -173,7 +173,7 @@ func (d data) directError(values []float32) float64 {
 	for r := range w.Rows {
 		g := d.prob.Group(r)
 		for i := range d.x[g].Rows {
-			e := dot32(rowOf32(w, r), rowOf64(d.x[g], i)) - dot32(values[r*w.Cols:][:w.Cols], rowOf64(d.xt[g], i))
+			e := dot32(rowOf32(w, r), linalg.Row(d.x[g], i)) - dot32(values[r*w.Cols:][:w.Cols], linalg.Row(d.xt[g], i))
 			sum += e * e
 		}
 	}
@@ -246,11 +246,11 @@ func everyOption(f func(name string, o Options)) {
 // factored returns a solver at the point where methods take over.
 func factored(t *testing.T, prob *layer.Problem, o Options) *solver {
 	t.Helper()
-	s := newSolver(pool.New(1), prob, o)
-	var err error
-	if s.grams, err = NewFactors(prob.Moments).grams(context.Background(), s.pool, o); err != nil {
+	target, err := NewFactors(prob.Moments).Target(context.Background(), pool.New(1), prob, o.kind(), o.Residual)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s := newSolver(target, o)
 	return s
 }
 

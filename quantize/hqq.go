@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -24,8 +25,8 @@ func (s *solver) hqq(ctx context.Context) error {
 	grid := &s.solution.Grid
 	perRow := grid.GroupsPerRow(s.target.Cols)
 	span := s.target.Cols / perRow
-	err := s.pool.For(ctx, s.target.Rows, func(r int) error {
-		row := rowOf64(s.target, r)
+	err := s.Pool.For(ctx, s.target.Rows, func(r int) error {
+		row := linalg.Row(s.target, r)
 		for k := range perRow {
 			at := r*perRow + k
 			setStep(grid, at, s.grid.halfQuadratic(row[k*span:][:span], stepAt(grid, at)))
@@ -35,7 +36,7 @@ func (s *solver) hqq(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return nearest(ctx, s.pool, s.target, grid, s.solution.Codes)
+	return nearest(ctx, s.Pool, s.target, grid, s.solution.Codes)
 }
 
 // halfQuadratic returns the step with the least Σ|w − ŵ|^p of nearest rounding

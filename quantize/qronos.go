@@ -1,6 +1,7 @@
 package quantize
 
 import (
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 )
 
@@ -18,24 +19,24 @@ import (
 // order of the pass: w₀ + (G₀ − H₀)·w/(H₀₀+λ). Nil where both streams are the
 // same: w̃ is w then, and Qronos is GPTQ.
 func (s *solver) leads() []float64 {
-	m, w := s.prob.Moments, s.prob.Weight
+	m, w := s.Problem.Moments, s.Problem.Weight
 	if m.G == nil {
 		return nil
 	}
 	leads, row, difference := make([]float64, w.Rows), make([]float64, w.Cols), make([]float64, w.Cols)
-	for i := range s.grams {
-		gram, first := &s.grams[i], 0
-		if gram.order != nil {
-			first = gram.order[0]
+	for i := range s.Grams {
+		gram, first := &s.Grams[i], 0
+		if gram.Order != nil {
+			first = gram.Order[0]
 		}
-		h, g := rowOf64(gram.h, first), rowOf64(m.G[i], first)
+		h, g := linalg.Row(gram.H, first), linalg.Row(m.G[i], first)
 		for j := range difference {
 			difference[j] = g[j] - h[j]
 		}
-		damped := h[first] + gram.lambda*gram.unit
-		from, to := s.prob.GroupRows(i)
+		damped := h[first] + gram.Lambda*gram.Unit
+		from, to := s.Problem.GroupRows(i)
 		for r := from; r < to; r++ {
-			widen(row, rowOf32(w, r))
+			linalg.Widen(row, rowOf32(w, r))
 			leads[r] = row[first] + vec.Dot64(difference, row)/damped
 		}
 	}

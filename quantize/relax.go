@@ -70,7 +70,7 @@ func newRelaxation(ctx context.Context, c *choices, exact blas64.General, h blas
 	anyClipped := false
 	for r := range rows {
 		unit := c.rowStep(r)
-		for j, w := range rowOf64(c.target, r) {
+		for j, w := range linalg.Row(c.target, r) {
 			k := r*n + j
 			frac, free := c.fraction(k)
 			x.free[k] = free

@@ -6,6 +6,7 @@ import (
 
 	"gonum.org/v1/gonum/blas/blas64"
 
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 )
 
@@ -79,7 +80,7 @@ func (t *tabu) search(ctx context.Context, down, up []float64, ups []bool, hd []
 		t.delta[best] = -delta
 		t.now[best] = !t.now[best]
 		t.frozen[best] = move + tenure(n, move)
-		vec.Axpy64(delta, rowOf64(t.h, best), hd)
+		vec.Axpy64(delta, linalg.Row(t.h, best), hd)
 		if cost < least-max(floor, tie*t.own[best]) {
 			least, last = cost, move
 			copy(ups, t.now)

@@ -56,6 +56,21 @@ func Clone(a blas64.General) blas64.General {
 	return c
 }
 
+// Row returns row i of a.
+func Row(a blas64.General, i int) []float64 { return a.Data[i*a.Stride:][:a.Cols] }
+
+// Rows returns rows from … to−1 of a, which share its data.
+func Rows(a blas64.General, from, to int) blas64.General {
+	return blas64.General{Rows: to - from, Cols: a.Cols, Stride: a.Stride, Data: a.Data[from*a.Stride:]}
+}
+
+// Widen writes src to dst.
+func Widen(dst []float64, src []float32) {
+	for i, v := range src {
+		dst[i] = float64(v)
+	}
+}
+
 // MeanDiagonal returns the mean of a square matrix's diagonal, 0 for an empty
 // one. It does not overflow where the mean itself is finite.
 func MeanDiagonal(a blas64.General) float64 {

@@ -35,7 +35,7 @@ func (s *solver) adaRound(ctx context.Context) error {
 		b := blocks[i]
 		g, n := &s.Grams[b.Group], s.target.Cols
 		codes, soft := s.solution.Codes[b.From*n:b.To*n], s.soft[b.From*n:b.To*n]
-		c := newChoices(linalg.Rows(s.target, b.From, b.To), &s.solution.Grid, b.From)
+		c := newChoices(linalg.Rows(s.target, b.From, b.To), &s.solution.Grid, b.From, s.mask)
 		learned, err := s.learn(ctx, c, doubles[b.Group], singles[b.Group], soft)
 		if err != nil {
 			return err
@@ -74,7 +74,7 @@ type choices struct {
 	nearest       []bool    // whether nearest rounding goes up
 }
 
-func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
+func newChoices(target blas64.General, grid *layer.Grid, first int, mask *layer.Mask) *choices {
 	n := target.Cols
 	size := target.Rows * n
 	c := &choices{
@@ -90,6 +90,9 @@ func newChoices(target blas64.General, grid *layer.Grid, first int) *choices {
 			f := s.floor(w)
 			floor := int(min(max(f, float64(lo)), float64(hi)))
 			ceil := int(min(max(f+1, float64(lo)), float64(hi)))
+			if mask != nil && !mask.At(first+r, j) {
+				floor, ceil = s.zero, s.zero
+			}
 			k := r*n + j
 			c.floors[k], c.ceils[k] = int8(floor), int8(ceil)
 			c.down[k], c.up[k] = float64(s.value(floor)), float64(s.value(ceil))

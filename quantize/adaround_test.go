@@ -47,7 +47,7 @@ func TestAdaRoundHandExample(t *testing.T) {
 
 func relaxationOf(t *testing.T, h, w blas64.General, grid *layer.Grid) (*relaxation, *choices) {
 	t.Helper()
-	c := newChoices(w, grid, 0)
+	c := newChoices(w, grid, 0, nil)
 	x, err := newRelaxation(context.Background(), c, h, unitDiagonal32(h))
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +244,7 @@ func TestSearchIsLocallyOptimal(t *testing.T) {
 	}
 	grid := unitGrid(1, 4)
 	codes := adaOnGrid(t, h, w, grid)
-	c := newChoices(w, &grid, 0)
+	c := newChoices(w, &grid, 0, nil)
 	cost := unitCost(h, w.Data, codes)
 	for k := range codes {
 		other := slices.Clone(codes)
@@ -308,7 +308,7 @@ func TestAdaRoundNeverWorseThanNearest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := newChoices(s.target, &s.solution.Grid, 0)
+		c := newChoices(s.target, &s.solution.Grid, 0, nil)
 		cost := func(codes []int8, r int) float64 {
 			row, e := make([]float32, 48), make([]float64, 48)
 			s.solution.Grid.Dequantize(row, codes[r*48:][:48], r)

@@ -3,6 +3,7 @@ package quantize
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 
 	"github.com/fettle-dev/fettle/internal/gram"
@@ -23,11 +24,15 @@ const (
 	bestRows       = 32       // rows of one task, at most
 	bestBytes      = 32 << 20 // of the copies of its rows, one for each grid
 	bestShrinks    = 16       // ranges that are tried, of rangeWidest … rangeNarrowest
+	bestInputs     = 640      // of the widest layer whose rows pass on all grids
+	leastPasses    = 6        // grids that a row passes on, at least
 	rangeWidest    = 1.05     // of the whole range
 	rangeNarrowest = 0.30
-	bestKept       = 4  // results of a row that descent goes on with
-	bestRounds     = 8  // turns of descent and fitting, at most
-	bestSweeps     = 30 // passes of descent over a row's codes, at most
+	bestKept       = 4 // results of a row that descent goes on with; in wide layers wideKept
+	wideKept       = 2
+	bestRounds     = 8    // turns of descent and fitting, at most
+	wideGain       = 1e-3 // share of the error that a turn must gain for another one in wide layers; else leastGain
+	bestSweeps     = 30   // passes of descent over a row's codes, at most
 	leastGain      = 1e-9
 )
 
@@ -45,7 +50,7 @@ func (s *solver) best(ctx context.Context) error {
 	}
 	return s.Pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
-		t := bestTask{solver: s, q: &problems[b.Group], gram: &s.Grams[b.Group], from: b.From, target: linalg.Rows(s.target, b.From, b.To)}
+		t := bestTask{solver: s, q: &problems[b.Group], gram: &s.Grams[b.Group], from: b.From, target: linalg.Rows(s.target, b.From, b.To), aim: linalg.Rows(s.aim, b.From, b.To)}
 		return t.run(ctx)
 	})
 }
@@ -55,12 +60,14 @@ func (s *solver) best(ctx context.Context) error {
 type quadratic struct {
 	h    blas64.General // H + λI over its unit
 	ones blas64.General // 1_kᵀ·H·1_l, 1_k being ones at the inputs that share a row's k-th step
+	sums []float64      // H·1
 }
 
 func newQuadratic(h blas64.General, span int) quadratic {
 	groups := h.Rows / span
-	q := quadratic{h: h, ones: linalg.NewGeneral(groups, groups)}
+	q := quadratic{h: h, ones: linalg.NewGeneral(groups, groups), sums: make([]float64, h.Rows)}
 	for i := range h.Rows {
+		q.sums[i] = vec.Sum64(linalg.Row(h, i))
 		for l := range groups {
 			q.ones.Data[i/span*groups+l] += vec.Sum64(linalg.Row(h, i)[l*span:][:span])
 		}
@@ -74,7 +81,8 @@ type bestTask struct {
 	q      *quadratic
 	gram   *gram.Gram
 	from   int            // the first row, in the layer
-	target blas64.General // w̃
+	target blas64.General // what passes begin with: w̃, or what is left of it after pruning
+	aim    blas64.General // w̃
 }
 
 // attempt is one row on one grid.
@@ -91,7 +99,7 @@ func (t *bestTask) run(ctx context.Context) error {
 		return err
 	}
 	hw := linalg.NewGeneral(rows, t.target.Cols) // H·w̃ of each row
-	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, t.target, t.q.h, 0, hw); err != nil {
+	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, t.aim, t.q.h, 0, hw); err != nil {
 		return err
 	}
 	if err := t.improve(ctx, kept, hw); err != nil {
@@ -130,7 +138,7 @@ func (t *bestTask) passes(ctx context.Context) ([][]*attempt, error) {
 	grid, grids := t.grids()
 	w, giveBack := t.Borrow(grids*rows, n)
 	defer giveBack()
-	pass := recursion{upper: t.gram.Upper, order: t.gram.Order, grid: grid, damped: make([]float64, grids*rows)}
+	pass := recursion{upper: t.gram.Upper, order: t.gram.Order, grid: grid, damped: make([]float64, grids*rows), mask: t.rowMask()}
 	for k := range grids {
 		pass.order64(linalg.Rows(w, k*rows, (k+1)*rows), t.target)
 	}
@@ -145,14 +153,27 @@ func (t *bestTask) passes(ctx context.Context) ([][]*attempt, error) {
 	return kept, nil
 }
 
+// rowMask returns the mask of the task's rows; nil for none.
+func (t *bestTask) rowMask() *layer.Mask {
+	if t.mask == nil {
+		return nil
+	}
+	rows := t.target.Rows
+	return &layer.Mask{Rows: rows, Cols: t.mask.Cols, Bits: t.mask.Bits[t.from*t.mask.Stride():][:rows*t.mask.Stride()]}
+}
+
 // keep adds an attempt to the best of a row, unless bestKept are better.
 func (t *bestTask) keep(list []*attempt, cost float64, codes []int8, at func(col int) step) []*attempt {
-	if len(list) == bestKept && !(cost < list[len(list)-1].cost) {
+	most := bestKept
+	if t.wide() {
+		most = wideKept
+	}
+	if len(list) == most && !(cost < list[len(list)-1].cost) {
 		return list
 	}
 	span, groups := t.span()
 	a := &attempt{cost: cost}
-	if len(list) == bestKept {
+	if len(list) == most {
 		a, list = list[len(list)-1], list[:len(list)-1]
 		a.cost = cost
 	}
@@ -170,36 +191,86 @@ func (t *bestTask) keep(list []*attempt, cost float64, codes []int8, at func(col
 	return slices.Insert(list, place, a)
 }
 
-// grids returns the grids to try and how many they are: that of the range search,
-// and ranges of different widths with the zero point rounded down and up. Row r
-// of grid k is row k·rows + r. A tensor's one step is not searched here.
+// grids returns the grids to try and how many they are for a row. Row r of grid k
+// is row k·rows + r. A tensor's one step is not searched here.
 func (t *bestTask) grids() (grid *layer.Grid, grids int) {
 	rows, n := t.target.Rows, t.target.Cols
-	span, groups := t.span()
 	if t.o.Granularity == layer.PerTensor {
 		return &t.solution.Grid, 1
 	}
-	zeros := []int{0, 1}
-	if t.o.Symmetric {
-		zeros = zeros[:1]
-	}
-	grids = 1 + bestShrinks*len(zeros)
+	_, groups := t.span()
+	grids = t.passCount()
 	all := t.grid.emptyGrid(grids*rows, n, t.o.Granularity, t.o.GroupSize)
 	for r := range rows {
-		for g := range groups {
-			w := linalg.Row(t.target, r)[g*span:][:span]
-			setStep(&all, r*groups+g, stepAt(&t.solution.Grid, (t.from+r)*groups+g))
-			lo, hi := slices.Min(w), slices.Max(w)
-			for i := range bestShrinks {
-				shrink := rangeWidest + (rangeNarrowest-rangeWidest)*float64(i)/(bestShrinks-1)
-				for k, up := range zeros {
-					row := (1+i*len(zeros)+k)*rows + r
-					setStep(&all, row*groups+g, t.grid.affineZero(lo*shrink, hi*shrink, up))
-				}
+		for k, steps := range t.candidates(r)[:grids] {
+			for g, s := range steps {
+				setStep(&all, (k*rows+r)*groups+g, s)
 			}
 		}
 	}
 	return &all, grids
+}
+
+// zeroPoints returns how many zero points are tried for a range.
+func (t *bestTask) zeroPoints() int {
+	if t.o.Symmetric || t.o.Format.Float() != nil {
+		return 1
+	}
+	return 2
+}
+
+// wide reports whether a row has so many inputs that what is tried must be less.
+func (t *bestTask) wide() bool { return t.target.Cols > bestInputs }
+
+// passCount returns how many grids a row passes on. What a pass leaves of the
+// error scatters the less the wider the layer is, and the passes cost the more: in
+// wide layers only the grids that nearest rounding likes best are worth one.
+func (t *bestTask) passCount() int {
+	all := 1 + bestShrinks*t.zeroPoints()
+	return min(all, max(leastPasses, all*bestInputs/t.target.Cols))
+}
+
+// candidates returns the grids to try for a row, a step for each group: that of
+// the range search, then ranges of different widths with the zero point rounded
+// down and up; where not all of them will pass, those of least Σ|w − ŵ|^2.4 first.
+func (t *bestTask) candidates(r int) [][]step {
+	span, groups := t.span()
+	zeros := t.zeroPoints()
+	list := make([][]step, 1+bestShrinks*zeros)
+	costs := make([]float64, len(list))
+	for i := range list {
+		list[i] = make([]step, groups)
+	}
+	partial := t.passCount() < len(list)
+	for g := range groups {
+		w := linalg.Row(t.target, r)[g*span:][:span]
+		lo, hi := slices.Min(w), slices.Max(w)
+		list[0][g] = stepAt(&t.solution.Grid, (t.from+r)*groups+g)
+		for i := range bestShrinks {
+			shrink := rangeWidest + (rangeNarrowest-rangeWidest)*float64(i)/(bestShrinks-1)
+			for up := range zeros {
+				k := 1 + i*zeros + up
+				list[k][g] = t.grid.affineZero(lo*shrink, hi*shrink, up)
+				if partial {
+					costs[k] += t.grid.error(w, list[k][g], math.Inf(1))
+				}
+			}
+		}
+	}
+	if !partial {
+		return list
+	}
+	costs[0] = -1 // always
+	order := make([]int, len(list))
+	for k := range order {
+		order[k] = k
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(costs[a], costs[b]) })
+	sorted := make([][]step, len(list))
+	for i, k := range order {
+		sorted[i] = list[k]
+	}
+	return sorted
 }
 
 // improve turns by descent and fitting each attempt into one that neither makes
@@ -208,15 +279,22 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 	var rows []*bestRow
 	for r := range kept {
 		for _, a := range kept[r] {
-			rows = append(rows, &bestRow{attempt: a, target: linalg.Row(t.target, r), hw: linalg.Row(hw, r)})
+			rows = append(rows, &bestRow{attempt: a, row: t.from + r, target: linalg.Row(t.aim, r), hw: linalg.Row(hw, r)})
 		}
 	}
-	for range bestRounds {
+	_, groups := t.span()
+	gain := leastGain
+	if t.wide() {
+		gain = wideGain
+	}
+	for round := range bestRounds {
 		if len(rows) == 0 {
 			return nil
 		}
-		if err := t.multiply(ctx, rows); err != nil {
-			return err
+		if round == 0 || groups > 1 { // one step's fit brings Hd along
+			if err := t.multiply(ctx, rows); err != nil {
+				return err
+			}
 		}
 		for _, row := range rows {
 			if err := ctx.Err(); err != nil {
@@ -229,7 +307,7 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 			return err
 		}
 		// Only a new step opens new moves.
-		rows = slices.DeleteFunc(rows, func(row *bestRow) bool { return !row.fitted || !(row.cost < row.before*(1-leastGain)) })
+		rows = slices.DeleteFunc(rows, func(row *bestRow) bool { return !row.fitted || !(row.cost < row.before*(1-gain)) })
 	}
 	return nil
 }
@@ -237,6 +315,7 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 // bestRow is an attempt that is being improved.
 type bestRow struct {
 	*attempt
+	row        int       // in the layer
 	target, hw []float64 // w̃ and H·w̃
 	hd         []float64 // H(ŵ−w̃)
 	before     float64   // the cost when the round began
@@ -283,7 +362,7 @@ func (t *bestTask) descend(a *bestRow) {
 			s := a.steps[j/span]
 			old, diagonal := float64(s.value(int(c))), h.Data[j*h.Stride+j]
 			code := s.code(old-hd[j]/diagonal, lo, hi)
-			if code == int(c) {
+			if code == int(c) || t.pruned(a.row, j) {
 				continue
 			}
 			delta := float64(s.value(code)) - old

@@ -16,13 +16,20 @@ import (
 // H + λI, zero points to whole codes, where that lowers the error. With a_k the
 // codes (on a floating-point grid: their values) that share step k, and ŵ = Σ s_k·a_k − t_k·1_k, the error is a quadratic
 // of s and t whose matrices follow from one product with H for each step: it is
-// solved for both; then, with the zero points t/s rounded, for s alone.
+// solved for both; then, with the zero points t/s rounded, for s alone. Where
+// weights are pruned, zero points stay: a_k are the codes less them then.
 func (t *bestTask) fit(ctx context.Context, rows []*bestRow) error {
 	for _, row := range rows {
 		row.fitted = false
 	}
 	if t.o.Granularity == layer.PerTensor {
 		return nil // its step is not the row's to change
+	}
+	if _, groups := t.span(); groups == 1 {
+		for _, row := range rows {
+			t.fitOne(row)
+		}
+		return nil
 	}
 	fits, err := t.stepFits(ctx, rows)
 	if err != nil {
@@ -32,6 +39,39 @@ func (t *bestTask) fit(ctx context.Context, rows []*bestRow) error {
 		fits[i].improve(t, row)
 	}
 	return nil
+}
+
+// fitOne fits a row's only step. H·ŵ is there already, so that no product is
+// needed: H·a = H·ŵ/s + z·H·1.
+func (t *bestTask) fitOne(row *bestRow) {
+	old := row.steps[0]
+	zero := float64(old.zero)
+	if t.mask != nil {
+		zero = 0 // a is the codes less the zero point
+	}
+	f := stepFit{
+		aa: linalg.NewGeneral(1, 1), a1: linalg.NewGeneral(1, 1), ones: t.q.ones,
+		aw: make([]float64, 1), w1: []float64{vec.Sum64(row.hw)}, ww: vec.Dot64(row.target, row.hw),
+	}
+	for j, c := range row.codes {
+		a := old.level(int(c))
+		if t.mask != nil {
+			a -= float64(old.zero)
+		}
+		f.aw[0] += a * row.hw[j]
+		f.a1.Data[0] += a * t.q.sums[j]
+		f.aa.Data[0] += a * ((row.hd[j]+row.hw[j])/float64(old.scale) + zero*t.q.sums[j])
+	}
+	f.improve(t, row)
+	if !row.fitted {
+		return
+	}
+	now := row.steps[0]
+	ratio := float64(now.scale) / float64(old.scale)
+	shift := float64(now.scale) * float64(old.zero-now.zero)
+	for j, hw := range row.hw {
+		row.hd[j] = ratio*(row.hd[j]+hw) + shift*t.q.sums[j] - hw
+	}
 }
 
 // stepFit is the error of one row as a function of its steps.
@@ -53,6 +93,9 @@ func (t *bestTask) stepFits(ctx context.Context, rows []*bestRow) ([]stepFit, er
 		a := linalg.Row(codes, i)
 		for j, c := range row.codes {
 			a[j] = row.steps[j/span].level(int(c))
+			if t.mask != nil {
+				a[j] -= float64(row.steps[j/span].zero)
+			}
 		}
 		f := &fits[i]
 		*f = stepFit{
@@ -88,18 +131,23 @@ func (f *stepFit) improve(t *bestTask, row *bestRow) {
 	for k, s := range row.steps {
 		zeros[k] = s.zero
 	}
-	f.try(t, row, zeros)
+	if t.mask != nil {
+		f.try(t, row, make([]int, len(zeros)), zeros)
+		return
+	}
+	f.try(t, row, zeros, zeros)
 	if t.o.Symmetric {
 		return
 	}
 	if free, ok := f.free(t); ok {
-		f.try(t, row, free)
+		f.try(t, row, free, free)
 	}
 }
 
 // try fits the scales for given zero points and takes them where the error with
-// the scales as stored is lower.
-func (f *stepFit) try(t *bestTask, row *bestRow, zeros []int) {
+// the scales as stored is lower. zeros are what is still to be taken from the
+// codes, keep the steps' zero points.
+func (f *stepFit) try(t *bestTask, row *bestRow, zeros, keep []int) {
 	n := len(zeros)
 	uu, uw := linalg.NewGeneral(n, n), make([]float64, n)
 	for k := range n {
@@ -120,7 +168,7 @@ func (f *stepFit) try(t *bestTask, row *bestRow, zeros []int) {
 			return
 		}
 		steps[k] = row.steps[k]
-		steps[k].scale, steps[k].zero = t.grid.nearScale(s), zeros[k]
+		steps[k].scale, steps[k].zero = t.grid.nearScale(s), keep[k]
 		scales[k] = float64(steps[k].scale)
 	}
 	cost := f.ww

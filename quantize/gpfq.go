@@ -39,7 +39,8 @@ type path struct {
 	order []int          // the input that stands at each place; nil for 0, 1, …
 	grid  *layer.Grid
 	round rounding
-	seed  uint64 // of stochastic rounding, beside the row
+	mask  *layer.Mask // the survivors; nil for all
+	seed  uint64      // of stochastic rounding, beside the row
 }
 
 // followPath solves all rows by GPFQ or SPFQ. An aligned target is quantized
@@ -79,8 +80,8 @@ func (s *solver) followPath(ctx context.Context) error {
 
 func (s *solver) newPath(group int) path {
 	gram, m := &s.Grams[group], s.Problem.Moments
-	p := path{h: gram.H, order: gram.Order, grid: &s.solution.Grid, round: s.o.rounding(), diag: make([]float64, gram.H.Rows)}
-	if m.G != nil && !s.o.Align {
+	p := path{h: gram.H, order: gram.Order, grid: &s.solution.Grid, round: s.o.rounding(), mask: s.mask, diag: make([]float64, gram.H.Rows)}
+	if m.G != nil && !s.o.Align && s.Problem.Start == nil {
 		p.g = m.G[group]
 	}
 	if p.order != nil || gram.Sum != nil {
@@ -269,6 +270,9 @@ func (p *path) runRow(w, carry []float64, row, start, end int, codes []int8, dra
 			v = 0 // moments overflow, which the errors will say
 		}
 		code := p.round.code(v, s, draw)
+		if p.mask != nil && !p.mask.At(row, col) {
+			code = s.zero
+		}
 		codes[col] = int8(code)
 		value := float64(s.value(code))
 		w[t] -= value

@@ -14,6 +14,7 @@ import (
 
 const (
 	gptqBlock = 128 // inputs whose errors reach later blocks in one product
+	gptqInner = 32  // inputs whose errors reach the rest of their block in one product
 	gptqRows  = 256 // rows that one task solves, at most
 )
 
@@ -37,6 +38,10 @@ type recursion struct {
 	// Nil for the input itself.
 	leads []float64
 
+	// mask says which weights survive, by the grid's rows; the others are rounded
+	// to 0. Nil for all.
+	mask *layer.Mask
+
 	// floors and ceils, row-major like the rows given to run, bound each code.
 	// Nil for all codes.
 	floors, ceils []int8
@@ -49,7 +54,7 @@ func (s *solver) gptq(ctx context.Context) error {
 		search = &s.grid
 	}
 	var leads []float64
-	if s.o.Method == Qronos {
+	if s.o.Method == Qronos && s.Problem.Start == nil {
 		leads = s.leads()
 	}
 	if len(s.target.Data) > 0 && &s.target.Data[0] == &s.Anchor.Data[0] {
@@ -59,7 +64,7 @@ func (s *solver) gptq(ctx context.Context) error {
 	return s.Pool.For(ctx, len(blocks), func(i int) error {
 		b := blocks[i]
 		g := &s.Grams[b.Group]
-		q := recursion{upper: g.Upper, order: g.Order, grid: &s.solution.Grid, search: search, leads: leads}
+		q := recursion{upper: g.Upper, order: g.Order, grid: &s.solution.Grid, search: search, leads: leads, mask: s.mask}
 		if s.damped != nil {
 			q.damped = s.damped[b.From:b.To]
 		}
@@ -84,27 +89,47 @@ func (q *recursion) run(ctx context.Context, w blas64.General, first int, codes 
 	errs := linalg.NewGeneral(w.Rows, gptqBlock)
 	for start := 0; start < n; {
 		end := q.blockEnd(start, n)
-		for r := range w.Rows {
-			if err := ctx.Err(); err != nil {
+		for from := start; from < end; {
+			to := q.innerEnd(from, end)
+			for r := range w.Rows {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				e := linalg.Row(errs, r)[from-start : to-start]
+				q.runRow(linalg.Row(w, r), e, first+r, from, to, codes[r*n:][:n], r*n)
+				if q.damped != nil {
+					q.damped[r] += vec.Dot64(e, e)
+				}
+			}
+			if err := q.feed(ctx, colsOf(errs, from-start, to-from), from, w, to, end); err != nil {
 				return err
 			}
-			q.runRow(linalg.Row(w, r), linalg.Row(errs, r), first+r, start, end, codes[r*n:][:n], r*n)
-			if q.damped != nil {
-				e := linalg.Row(errs, r)[:end-start]
-				q.damped[r] += vec.Dot64(e, e)
-			}
+			from = to
 		}
-		e := blas64.General{Rows: w.Rows, Cols: end - start, Stride: errs.Stride, Data: errs.Data}
-		if end < n {
-			rest := blas64.General{Rows: w.Rows, Cols: n - end, Stride: n, Data: w.Data[end:]}
-			u := blas64.General{Rows: end - start, Cols: n - end, Stride: q.upper.Stride, Data: q.upper.Data[start*q.upper.Stride+end:]}
-			if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, -1, e, u, 1, rest); err != nil {
-				return err
-			}
+		if err := q.feed(ctx, colsOf(errs, 0, end-start), start, w, end, n); err != nil {
+			return err
 		}
 		start = end
 	}
 	return nil
+}
+
+// feed takes the errors of the inputs from first on from those of from … to−1.
+func (q *recursion) feed(ctx context.Context, errs blas64.General, first int, w blas64.General, from, to int) error {
+	if from == to {
+		return nil
+	}
+	u := blas64.General{Rows: errs.Cols, Cols: to - from, Stride: q.upper.Stride, Data: q.upper.Data[first*q.upper.Stride+from:]}
+	return blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, -1, errs, u, 1, colsOf(w, from, to-from))
+}
+
+// innerEnd returns where the part of a block that starts at an input ends: a
+// group whose step is searched on the way begins with a part or lies within one.
+func (q *recursion) innerEnd(from, end int) int {
+	if q.search != nil && q.grid.GroupSize%gptqInner != 0 && gptqInner%q.grid.GroupSize != 0 {
+		return end
+	}
+	return min(from+gptqInner, end)
 }
 
 // blockEnd returns where the block that starts at an input ends. A group whose
@@ -145,6 +170,9 @@ func (q *recursion) runRow(w, errs []float64, row, start, end int, codes []int8,
 			v = q.leads[row]
 		}
 		code := s.code(v, lo, hi)
+		if q.mask != nil && !q.mask.At(row%q.mask.Rows, col) {
+			code = s.zero
+		}
 		codes[col] = int8(code)
 		u := q.upper.Data[i*q.upper.Stride:]
 		e := (w[i] - float64(s.value(code))) / u[i]

@@ -36,7 +36,7 @@ func (s *solver) hqq(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return nearest(ctx, s.Pool, s.target, grid, s.solution.Codes)
+	return s.nearest(ctx)
 }
 
 // halfQuadratic returns the step with the least Σ|w − ŵ|^p of nearest rounding

@@ -95,7 +95,9 @@ type solver struct {
 	o    Options // with the granularity that the layer can have
 	grid ranger
 
-	target blas64.General // what is quantized: W, or W̃ when aligned
+	target blas64.General // what is quantized: W, W̃ when aligned, or what steps before have made of it
+	aim    blas64.General // what the weights should be: W, or W̃ when aligned
+	mask   *layer.Mask    // weights that it lacks stay 0; nil for all
 	soft   []float32      // AdaRound's relaxed weights, like W; else nil
 
 	// damped is the damped error of each row, over H's unit, where the method has
@@ -112,9 +114,16 @@ func newSolver(t *gram.Target, o Options) *solver {
 	if !o.Align && t.Crossed() {
 		s.target = t.Original()
 	}
+	s.aim = s.target
+	if start := prob.Start; start != nil {
+		s.target, s.mask = linalg.NewGeneral(w.Rows, w.Cols), start.Mask
+		for r := range w.Rows {
+			linalg.Widen(linalg.Row(s.target, r), start.Values[r*w.Cols:][:w.Cols])
+		}
+	}
 	s.solution = &layer.Solution{
 		Layer: prob.Layer, Method: string(o.Method), Rows: w.Rows, Cols: w.Cols,
-		Codes: make([]int8, w.Rows*w.Cols),
+		Codes: make([]int8, w.Rows*w.Cols), Mask: s.mask,
 	}
 	s.o, s.solution.Fallbacks = o.Fit(w.Cols)
 	s.grid = newRanger(s.o, prob)
@@ -181,20 +190,28 @@ func (s *solver) round(ctx context.Context) (err error) {
 	case HQQ:
 		return s.hqq(ctx)
 	default:
-		return nearest(ctx, s.Pool, s.target, grid, s.solution.Codes)
+		return s.nearest(ctx)
 	}
 }
 
 // nearest writes the nearest code of each weight.
-func nearest(ctx context.Context, p *pool.Pool, w blas64.General, grid *layer.Grid, codes []int8) error {
+func (s *solver) nearest(ctx context.Context) error {
+	grid, n := &s.solution.Grid, s.target.Cols
 	lo, hi := grid.Range()
-	return p.For(ctx, w.Rows, func(r int) error {
-		for c, v := range linalg.Row(w, r) {
-			codes[r*w.Cols+c] = int8(stepAt(grid, grid.Index(r, c, w.Cols)).code(v, lo, hi))
+	return s.Pool.For(ctx, s.target.Rows, func(r int) error {
+		for c, v := range linalg.Row(s.target, r) {
+			at := stepAt(grid, grid.Index(r, c, n))
+			s.solution.Codes[r*n+c] = int8(at.code(v, lo, hi))
+			if s.pruned(r, c) {
+				s.solution.Codes[r*n+c] = int8(at.zero)
+			}
 		}
 		return nil
 	})
 }
+
+// pruned reports whether a weight must be 0.
+func (s *solver) pruned(r, c int) bool { return s.mask != nil && !s.mask.At(r, c) }
 
 // checkProblem refuses what would make a solver fail or write a NaN.
 func checkProblem(prob *layer.Problem, o Options) error {
@@ -206,6 +223,14 @@ func checkProblem(prob *layer.Problem, o Options) error {
 	default:
 		if fitted, _ := o.Fit(prob.Weight.Cols); prob.ScaleType != fitted.Format.ScaleType(dtype.Invalid) || prob.ScaleType == dtype.Invalid {
 			return prob.Bad("scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
+		}
+	}
+	if start := prob.Start; start != nil {
+		if size := prob.Weight.Rows * prob.Weight.Cols; len(start.Values) != size || start.Mask != nil && (start.Mask.Rows != prob.Weight.Rows || start.Mask.Cols != prob.Weight.Cols) {
+			return prob.Bad("start", -1, "%d values for a %d×%d weight", len(start.Values), prob.Weight.Rows, prob.Weight.Cols)
+		}
+		if start.Mask != nil && o.Alphabet == AlphabetBinary {
+			return &OptionError{"Alphabet", quote(o.Alphabet), "another: the binary one has no 0 for the weights that were pruned"}
 		}
 	}
 	if prob.Moments == nil && o.NeedsMoments() {

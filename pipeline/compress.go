@@ -514,7 +514,7 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(), Fusion: l.Fusion,
 		Method: s.Method, Format: string(s.Grid.Format), Bits: s.Grid.Bits, Granularity: string(s.Grid.Granularity), GroupSize: s.Grid.GroupSize,
 		Symmetric: s.Grid.Symmetric, Aligned: l.Options.Align, Damping: s.Errors.Damping,
-		SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),
+		Scaled: l.Scaled, SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),
 	}
 	if s.Errors.Energy > 0 {
 		solved, nearest := s.Errors.Relative(), s.Errors.NearestRelative()

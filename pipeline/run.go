@@ -252,6 +252,9 @@ func (r *run) write(ctx context.Context, dir string) error {
 	if err := export.Verify(ctx, dir, r.exportInput()); err != nil {
 		return err
 	}
+	for i := range r.record.Kept {
+		_, r.record.Kept[i].Changed = r.weights.replaced[r.record.Kept[i].Name]
+	}
 	out := &r.record.Output
 	out.Format, out.Files, out.AverageBits = r.recipe.Output.Format, files, r.plan.AverageBits()
 	var written int64

@@ -36,7 +36,7 @@ type Run struct {
 	Data       []Data      `json:"data"`
 	Sequential string      `json:"sequential"` // value or none
 	Layers     []Layer     `json:"layers"`     // in the order of the data
-	Kept       []Tensor    `json:"kept"`       // written as they were
+	Kept       []Tensor    `json:"kept"`       // not compressed: written as they were, unless Changed
 	Output     Output      `json:"output"`
 	Evaluation *Evaluation `json:"evaluation,omitempty"`
 	Units      Units       `json:"units"`
@@ -112,6 +112,8 @@ type Layer struct {
 	Parameters int64  `json:"parameters"`
 	Fusion     string `json:"fusion,omitempty"` // layers of the same one must have one format
 
+	// Of a layer that is quantized. One that is only pruned has no Method and 0
+	// Bits.
 	Method      string  `json:"method"`
 	Format      string  `json:"format,omitempty"` // fp8, nvfp4, mxfp4; "" is integers
 	Bits        int     `json:"bits"`
@@ -121,8 +123,14 @@ type Layer struct {
 	Aligned     bool    `json:"aligned"`
 	Damping     float64 `json:"damping,omitempty"` // relative to the mean of H's diagonal
 
-	SourceBytes int64 `json:"source_bytes"`
-	Bytes       int64 `json:"bytes"` // codes, scales, zero points and shape, without the header
+	Scaled bool `json:"scaled,omitempty"` // AWQ's scales multiply the weight, and divide what it reads
+
+	Prune      *Prune      `json:"prune,omitempty"`      // nil where nothing is pruned
+	Compensate *Compensate `json:"compensate,omitempty"` // nil where nothing is added
+
+	SourceBytes int64  `json:"source_bytes"`
+	Bytes       int64  `json:"bytes"`            // of all tensors that replace the weight, without the header
+	Layout      string `json:"layout,omitempty"` // how a pruned weight is stored, e.g. "bitmask"; "" is dense
 
 	// Errors on the calibration data, relative to the energy of the layer's
 	// original outputs. Absent when the method used no data.
@@ -138,6 +146,30 @@ type Layer struct {
 	Fallbacks []Fallback `json:"fallbacks,omitempty"`
 }
 
+// Prune is what was pruned of a layer.
+type Prune struct {
+	Method     string  `json:"method"`
+	Pattern    string  `json:"pattern"`              // unstructured, 2:4, block 4x4, …
+	Scope      string  `json:"scope,omitempty"`      // of an unstructured pattern: layer or row
+	Allocation string  `json:"allocation,omitempty"` // what gave the layer its share: uniform, lamp, …
+	Survivors  int64   `json:"survivors"`
+	Sparsity   float64 `json:"sparsity"` // 1 − survivors/weights
+	// RelativeError is that of the pruned layer before it was quantized or
+	// compensated. Absent without calibration data.
+	RelativeError *float64 `json:"relative_error,omitempty"`
+}
+
+// Compensate is the low-rank term that was added to a layer.
+type Compensate struct {
+	Method  string `json:"method"` // eora, svd, scaled-svd
+	Rank    int    `json:"rank"`
+	Factors string `json:"factors"` // how they are stored, e.g. F16 or 4 bits
+	Bytes   int64  `json:"bytes"`   // of both factors; they count in the layer's Bytes too
+	Merged  bool   `json:"merged,omitempty"`
+	// RelativeError is the layer's without the term.
+	RelativeError *float64 `json:"relative_error,omitempty"`
+}
+
 // Fallback says where a layer did not get what the recipe asked for.
 type Fallback struct {
 	Asked  string `json:"asked"`
@@ -151,6 +183,9 @@ type Tensor struct {
 	DType string `json:"dtype"`
 	Shape []int  `json:"shape"`
 	Bytes int64  `json:"bytes"`
+	// Changed says that its values changed with a layer's: a bias or normalization
+	// that took a correction, or AWQ's scales.
+	Changed bool `json:"changed,omitempty"`
 }
 
 // Output is what was written.

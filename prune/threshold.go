@@ -232,15 +232,32 @@ func pinLargest(keys []uint32, n int) {
 // mark writes the survivors of a row of units to the mask's rows from r on.
 func (s *selector) mark(mask *layer.Mask, keys []uint32, r, col, cols int, c *cut) {
 	br, bc := s.blockSize()
-	for u, k := range keys {
-		goes := k < c.pivot
-		if k == c.pivot && c.ties > 0 {
-			goes, c.ties = true, c.ties-1
+	if br == 1 && bc == 1 && col%64 == 0 {
+		row := mask.Row(r)[col/64:]
+		for i := 0; i < len(keys); i += 64 {
+			row[i/64] = survivors(keys[i:min(i+64, len(keys))], c)
 		}
+		return
+	}
+	for u := range keys {
+		survives := survivors(keys[u:u+1], c) != 0
 		for i := r; i < min(r+br, mask.Rows); i++ {
 			for j := u * bc; j < min((u+1)*bc, cols); j++ {
-				mask.Set(i, col+j, !goes)
+				mask.Set(i, col+j, survives)
 			}
 		}
 	}
+}
+
+// survivors returns bit i for each key i that stays, and counts the ties used. It
+// does not branch on the mask, which is as good as random.
+func survivors(keys []uint32, c *cut) (word uint64) {
+	for i, k := range keys {
+		goes := (k - c.pivot) >> 31 // neither has a bit 31
+		if k == c.pivot && c.ties > 0 {
+			goes, c.ties = 1, c.ties-1
+		}
+		word |= uint64(goes^1) << i
+	}
+	return word
 }

@@ -43,7 +43,7 @@ func DefaultADMM() ADMMOptions { return ADMMOptions{Iterations: 20, Steps: 15, R
 //
 // Cost: in³/2 multiply-adds in float64 once, out·in² in float32 an iteration, and
 // memory for two in×in float64 and four out×in float32 matrices.
-func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, c choice, o ADMMOptions) (*layer.Mask, error) {
+func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, sel Selection, o ADMMOptions) (*layer.Mask, error) {
 	if p == nil {
 		p = pool.New(1)
 	}
@@ -53,13 +53,18 @@ func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, c choice, o AD
 	if o.Iterations < o.Steps || o.Steps < 0 || !(o.Rho > 0) || math.IsInf(o.Rho, 0) {
 		return nil, fmt.Errorf("ADMM of %d iterations, %d of them with a growing mask, and rho %g: want no more steps than iterations, and a positive rho", o.Iterations, o.Steps, o.Rho)
 	}
+	if o.Mask == nil {
+		if err := sel.checkFor(w.Rows, w.Cols); err != nil {
+			return nil, err
+		}
+	}
 	sc := newScaling(a, w)
 	b, err := sc.inverse(ctx, p, a, o.Rho)
 	if err != nil {
 		return nil, err
 	}
 	s := &admm{
-		selector: selector{choice: c}, pool: p, b: b, rho: float32(o.Rho), mask: o.Mask,
+		selector: selector{Selection: sel}, pool: p, b: b, rho: float32(o.Rho), mask: o.Mask,
 		target: new32(w.Rows, w.Cols), v: new32(w.Rows, w.Cols), x: new32(w.Rows, w.Cols),
 	}
 	if s.mask == nil {
@@ -69,14 +74,19 @@ func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, c choice, o AD
 		return nil, err
 	}
 	copy(s.v.Data, s.target.Data)
+	goes := 0
+	if o.Mask == nil {
+		goes = sel.losses(w.Rows, w.Cols)
+	}
 	for it := range o.Iterations + 1 {
 		if o.Mask == nil && (it < o.Steps || it == 0) {
-			share := 1.0
+			part := 1.0
 			if o.Steps > 0 {
 				left := 1 - float64(it+1)/float64(o.Steps)
-				share -= left * left * left
+				part -= left * left * left
 			}
-			if err := s.choose(ctx, p, s.v, s.mask, 0, s.losing(share)); err != nil {
+			k := int(part * float64(goes))
+			if err := s.choose(ctx, p, s.v, s.mask, 0, k, func(r int) int { return share(k, r, w.Rows) }); err != nil {
 				return nil, err
 			}
 		}
@@ -101,30 +111,13 @@ type admm struct {
 	x      blas32.General // Z − U − W̃
 }
 
-// losing returns how many units choose is to take when the given share of the
-// final sparsity is reached.
-func (s *admm) losing(share float64) int {
-	rows, cols := s.units(s.v.Rows, s.v.Cols)
-	final := s.count(rows * cols)
-	switch {
-	case s.of > 0:
-		final = rows * s.losses(cols)
-	case s.perRow:
-		final = s.count(cols)
-	}
-	return int(share * float64(final))
-}
-
 // step updates V with the mask as it is.
 func (s *admm) step(ctx context.Context) error {
 	cols := s.v.Cols
-	chunk := rowChunk(cols)
-	err := s.pool.For(ctx, (s.v.Rows+chunk-1)/chunk, func(t int) error {
-		for r := t * chunk; r < min((t+1)*chunk, s.v.Rows); r++ {
-			v, x, target := s.v.Data[r*cols:][:cols], s.x.Data[r*cols:][:cols], s.target.Data[r*cols:][:cols]
-			for i, word := range s.mask.Row(r) {
-				reflect(v[i*64:], x[i*64:], target[i*64:], ^word)
-			}
+	err := forRows(ctx, s.pool, s.v.Rows, cols, func(r int) error {
+		v, x, target := matrixRow(s.v, r), matrixRow(s.x, r), matrixRow(s.target, r)
+		for i, word := range s.mask.Row(r) {
+			reflect(v[i*64:], x[i*64:], target[i*64:], ^word)
 		}
 		return nil
 	})
@@ -174,12 +167,13 @@ func newScaling(a, w blas64.General) scaling {
 
 // matrix writes the scaled A + ρI to dst.
 func (s *scaling) matrix(ctx context.Context, p *pool.Pool, dst, a blas64.General, rho float64) error {
-	return forRows(ctx, p, a.Rows, rowChunk(a.Cols), func(i int) {
+	return forRows(ctx, p, a.Rows, a.Cols, func(i int) error {
 		row := row64(dst, i)
 		for j, v := range row64(a, i) {
 			row[j] = v / s.norm[i] / s.norm[j]
 		}
 		row[i] = 1 + rho
+		return nil
 	})
 }
 
@@ -202,11 +196,12 @@ func (s *scaling) inverse(ctx context.Context, p *pool.Pool, a blas64.General, r
 // packed returns a matrix in float32, packed for products.
 func packed(ctx context.Context, p *pool.Pool, a blas64.General) (*blas.PackedB, error) {
 	b := new32(a.Rows, a.Cols)
-	err := forRows(ctx, p, a.Rows, rowChunk(a.Cols), func(i int) {
-		row := row32(b, i)
+	err := forRows(ctx, p, a.Rows, a.Cols, func(i int) error {
+		row := matrixRow(b, i)
 		for j, v := range row64(a, i) {
 			row[j] = float32(v)
 		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -216,32 +211,24 @@ func packed(ctx context.Context, p *pool.Pool, a blas64.General) (*blas.PackedB,
 
 // in writes scaled weights to dst.
 func (s *scaling) in(ctx context.Context, p *pool.Pool, dst blas32.General, w blas64.General) error {
-	return forRows(ctx, p, w.Rows, rowChunk(w.Cols), func(r int) {
-		row := row32(dst, r)
+	return forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
+		row := matrixRow(dst, r)
 		for j, v := range row64(w, r) {
 			row[j] = float32(v * s.norm[j] / s.unit)
 		}
+		return nil
 	})
 }
 
 // out writes the survivors of v to w as they were before scaling.
 func (s *scaling) out(ctx context.Context, p *pool.Pool, w blas64.General, v blas32.General, mask *layer.Mask) error {
-	return forRows(ctx, p, w.Rows, rowChunk(w.Cols), func(r int) {
+	return forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
 		row := row64(w, r)
-		for j, x := range row32(v, r) {
+		for j, x := range matrixRow(v, r) {
 			row[j] = 0
 			if mask.At(r, j) {
 				row[j] = float64(x) * s.unit / s.norm[j]
 			}
-		}
-	})
-}
-
-// forRows calls do for each of n rows, in tasks of chunk.
-func forRows(ctx context.Context, p *pool.Pool, n, chunk int, do func(r int)) error {
-	return p.For(ctx, (n+chunk-1)/chunk, func(t int) error {
-		for r := t * chunk; r < min((t+1)*chunk, n); r++ {
-			do(r)
 		}
 		return nil
 	})
@@ -251,8 +238,6 @@ func new32(rows, cols int) blas32.General {
 	return blas32.General{Rows: rows, Cols: cols, Stride: cols, Data: make([]float32, rows*cols)}
 }
 
-func row32(m blas32.General, r int) []float32 { return m.Data[r*m.Stride:][:m.Cols] }
-
 func row64(m blas64.General, r int) []float64 { return m.Data[r*m.Stride:][:m.Cols] }
 
 // checkSystem reports an A, weights and mask that do not belong together, or that
@@ -260,21 +245,21 @@ func row64(m blas64.General, r int) []float64 { return m.Data[r*m.Stride:][:m.Co
 func checkSystem(a, w blas64.General, mask *layer.Mask) error {
 	switch {
 	case w.Rows < 1 || w.Cols < 1 || a.Rows != w.Cols || a.Cols != w.Cols:
-		return fmt.Errorf("prune: a weight of %d×%d needs a Gram of as many inputs, not %d×%d", w.Rows, w.Cols, a.Rows, a.Cols)
+		return &ShapeError{fmt.Sprintf("a Gram of %d×%d for a weight of %d×%d", a.Rows, a.Cols, w.Rows, w.Cols)}
 	case w.Stride < w.Cols || len(w.Data) < (w.Rows-1)*w.Stride+w.Cols || a.Stride < a.Cols || len(a.Data) < (a.Rows-1)*a.Stride+a.Cols:
-		return fmt.Errorf("prune: the numbers given do not fill a weight of %d×%d and its Gram", w.Rows, w.Cols)
+		return &ShapeError{fmt.Sprintf("%d and %d values do not hold a weight of %d×%d and its Gram", len(w.Data), len(a.Data), w.Rows, w.Cols)}
 	case mask != nil && (mask.Rows != w.Rows || mask.Cols != w.Cols):
-		return fmt.Errorf("prune: a mask of %d×%d for a weight of %d×%d", mask.Rows, mask.Cols, w.Rows, w.Cols)
+		return &ShapeError{fmt.Sprintf("a mask of %d×%d for a weight of %d×%d", mask.Rows, mask.Cols, w.Rows, w.Cols)}
 	}
 	for i := range a.Rows {
-		if d := a.Data[i*a.Stride+i]; !(d > 0) || math.IsInf(d, 0) {
-			return &linalg.PivotError{Pivot: i, Value: d}
+		if d := a.Data[i*(a.Stride+1)]; !(d > 0) || math.IsInf(d, 0) {
+			return &ValueError{"Gram's diagonal", -1, i, d, "a finite positive number: damp it"}
 		}
 	}
 	for r := range w.Rows {
 		for j, v := range row64(w, r) {
 			if v-v != 0 {
-				return &linalg.NotFiniteError{Row: r, Col: j, Value: v}
+				return &ValueError{"weight", r, j, v, "a finite number"}
 			}
 		}
 	}

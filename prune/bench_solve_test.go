@@ -21,7 +21,7 @@ func BenchmarkSolvers(b *testing.B) {
 		if err := linalg.InverseUpper(b.Context(), p, upper); err != nil {
 			b.Fatal(err)
 		}
-		c := choice{sparsity: 0.5}
+		c := Selection{Survivors: n * n / 2}
 		var mask *layer.Mask
 		var pruned blas64.General
 		run := func(name string, from *blas64.General, do func(w blas64.General) error) {

@@ -75,11 +75,12 @@ func Polish(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask
 // packedMatrix returns the scaled A for products in float32.
 func (s *scaling) packedMatrix(ctx context.Context, p *pool.Pool, a blas64.General) (*blas.PackedB, error) {
 	b := new32(a.Rows, a.Cols)
-	err := forRows(ctx, p, a.Rows, rowChunk(a.Cols), func(i int) {
-		row := row32(b, i)
+	err := forRows(ctx, p, a.Rows, a.Cols, func(i int) error {
+		row := matrixRow(b, i)
 		for j, v := range row64(a, i) {
 			row[j] = float32(v / s.norm[i] / s.norm[j])
 		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -140,7 +141,7 @@ func (s *polisher) run(ctx context.Context, from, to int) error {
 		for i, r := range rows {
 			w := row64(s.w, r)
 			left[r-from] -= cg.used[i]
-			for j, x := range row32(cg.x, i) {
+			for j, x := range matrixRow(cg.x, i) {
 				w[j] += float64(x) * cg.length[i] * s.unit / s.norm[j]
 			}
 		}
@@ -152,7 +153,7 @@ func (s *polisher) run(ctx context.Context, from, to int) error {
 // and these survivors to a slot of cg. It returns the residual's length and that
 // of the gradient over all inputs.
 func (s *polisher) start(cg *gradients, slot int, grad []float64, r int) (inside, all float64) {
-	survives := row32(cg.survives, slot)
+	survives := matrixRow(cg.survives, slot)
 	for j, g := range grad {
 		g /= s.norm[j] * s.unit
 		grad[j], survives[j] = g, 0
@@ -163,7 +164,7 @@ func (s *polisher) start(cg *gradients, slot int, grad []float64, r int) (inside
 		}
 	}
 	inside, all = math.Sqrt(inside), math.Sqrt(all)
-	residual := row32(cg.residual, slot)
+	residual := matrixRow(cg.residual, slot)
 	for j, g := range grad {
 		residual[j] = 0
 		if survives[j] != 0 && inside > 0 {
@@ -196,10 +197,10 @@ func newGradients(rows, n int) *gradients {
 
 // begin takes in a slot whose residual and survivors are written.
 func (c *gradients) begin(slot, most int, length, goal float64) {
-	clear(row32(c.x, slot))
-	copy(row32(c.direction, slot), row32(c.residual, slot))
+	clear(matrixRow(c.x, slot))
+	copy(matrixRow(c.direction, slot), matrixRow(c.residual, slot))
 	c.length[slot], c.goal[slot], c.most[slot], c.used[slot], c.owner[slot] = length, goal, most, 0, slot
-	c.square[slot] = vec.DotWide(row32(c.residual, slot), row32(c.residual, slot))
+	c.square[slot] = vec.DotWide(matrixRow(c.residual, slot), matrixRow(c.residual, slot))
 }
 
 // run solves the first slots, with A packed. Slots that are done go, and others
@@ -216,7 +217,7 @@ func (c *gradients) run(ctx context.Context, a *blas.PackedB, slots int) error {
 			if c.advance(i) {
 				if i != going {
 					for _, m := range []blas32.General{c.residual, c.direction, c.survives} {
-						copy(row32(m, going), row32(m, i))
+						copy(matrixRow(m, going), matrixRow(m, i))
 					}
 					c.square[going], c.owner[going] = c.square[i], c.owner[i]
 				}
@@ -232,15 +233,15 @@ func (c *gradients) run(ctx context.Context, a *blas.PackedB, slots int) error {
 // whether there are more to take.
 func (c *gradients) advance(i int) bool {
 	owner := c.owner[i]
-	direction, product, residual := row32(c.direction, i), row32(c.product, i), row32(c.residual, i)
+	direction, product, residual := matrixRow(c.direction, i), matrixRow(c.product, i), matrixRow(c.residual, i)
 	c.used[owner]++
-	vec.Mul(product, product, row32(c.survives, i))
+	vec.Mul(product, product, matrixRow(c.survives, i))
 	curvature := vec.DotWide(direction, product)
 	if !(curvature > 0) {
 		return false
 	}
 	step := float32(c.square[i] / curvature)
-	vec.Axpy(step, direction, row32(c.x, owner))
+	vec.Axpy(step, direction, matrixRow(c.x, owner))
 	vec.Axpy(-step, product, residual)
 	before := c.square[i]
 	c.square[i] = vec.SumSquares(residual)

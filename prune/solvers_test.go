@@ -35,7 +35,7 @@ func TestADMMWorkedValues(t *testing.T) {
 		}
 		for iterations, v := range want {
 			w := blas64.General{Rows: 1, Cols: 2, Stride: 2, Data: []float64{1, 0.6}}
-			if _, err := ADMM(background, nil, a, w, choice{}, ADMMOptions{Iterations: iterations, Rho: rho, Mask: keepFirst()}); err != nil {
+			if _, err := ADMM(background, nil, a, w, Selection{}, ADMMOptions{Iterations: iterations, Rho: rho, Mask: keepFirst()}); err != nil {
 				t.Fatal(err)
 			}
 			near(t, fmt.Sprintf("Z after %d products", iterations), w.Data[0], v, 6e-7)
@@ -64,9 +64,9 @@ func TestExperiment(t *testing.T) {
 	fmt.Println("factor", time.Since(began))
 	for _, perRow := range []bool{false, true} {
 		for _, sp := range []float64{0.5, 0.7} {
-			c := choice{sparsity: sp, perRow: perRow}
+			c := half(Pattern{}, map[bool]Scope{true: PerRow, false: PerLayer}[perRow], n, n, sp)
 			if os.Getenv("NM") != "" {
-				c = choice{keep: 2, of: 4}
+				c = half(Pattern{Kind: NofM, N: 2, M: 4}, PerLayer, n, n, 0)
 			}
 			g := linalg.Clone(w)
 			began = time.Now()
@@ -97,4 +97,8 @@ func TestExperiment(t *testing.T) {
 			}
 		}
 	}
+}
+
+func half(c Pattern, scope Scope, rows, cols int, sparsity float64) Selection {
+	return Selection{Pattern: c, Scope: scope, Survivors: c.Survivors(rows, cols, sparsity)}
 }

@@ -45,22 +45,27 @@ const (
 // places.
 //
 // Cost: out·in²/2 multiply-adds in float64.
-func SparseGPT(ctx context.Context, p *pool.Pool, upper blas64.General, order []int, w blas64.General, c choice, o SparseGPTOptions) (*layer.Mask, []float64, error) {
+func SparseGPT(ctx context.Context, p *pool.Pool, upper blas64.General, order []int, w blas64.General, sel Selection, o SparseGPTOptions) (*layer.Mask, []float64, error) {
 	if p == nil {
 		p = pool.New(1)
 	}
 	if err := checkSystem(upper, w, o.Mask); err != nil {
 		return nil, nil, err
 	}
-	if err := c.checkOrder(order, w.Cols); err != nil {
+	if o.Mask != nil {
+		sel = Selection{}
+	} else if err := sel.checkFor(w.Rows, w.Cols); err != nil {
+		return nil, nil, err
+	}
+	if err := sel.Pattern.checkOrder(order, w.Cols); err != nil {
 		return nil, nil, err
 	}
 	s := &pass{
-		selector: selector{choice: c}, pool: p, upper: upper, order: order, given: o.Mask != nil, round: o.Round,
-		w: linalg.NewGeneral(w.Rows, w.Cols), errs: linalg.NewGeneral(w.Rows, c.width(passBlock)),
+		selector: selector{Selection: sel}, pool: p, upper: upper, order: order, given: o.Mask != nil, round: o.Round,
+		w: linalg.NewGeneral(w.Rows, w.Cols), errs: linalg.NewGeneral(w.Rows, sel.Pattern.width(passBlock)),
 		mask: layer.NewMask(w.Rows, w.Cols), damped: make([]float64, w.Rows),
 	}
-	err := forRows(ctx, p, w.Rows, passRows, func(r int) {
+	err := forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
 		row, from := row64(s.w, r), row64(w, r)
 		for i := range row {
 			row[i] = from[s.input(i)]
@@ -68,6 +73,7 @@ func SparseGPT(ctx context.Context, p *pool.Pool, upper blas64.General, order []
 				s.mask.Set(r, i, o.Mask.At(r, s.input(i)))
 			}
 		}
+		return nil
 	})
 	if err != nil {
 		return nil, nil, err
@@ -76,29 +82,29 @@ func SparseGPT(ctx context.Context, p *pool.Pool, upper blas64.General, order []
 		return nil, nil, err
 	}
 	mask := layer.NewMask(w.Rows, w.Cols)
-	err = forRows(ctx, p, w.Rows, passRows, func(r int) {
+	err = forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
 		row, to := row64(s.w, r), row64(w, r)
 		for i, v := range row {
 			to[s.input(i)] = v
 			mask.Set(r, s.input(i), s.mask.At(r, i))
 		}
+		return nil
 	})
 	return mask, s.damped, err
 }
 
 // checkOrder reports an order that takes groups or blocks apart.
-func (c choice) checkOrder(order []int, n int) error {
+func (p Pattern) checkOrder(order []int, n int) error {
 	if order == nil {
 		return nil
 	}
 	if len(order) != n {
-		return fmt.Errorf("prune: an order of %d inputs for %d", len(order), n)
+		return &ShapeError{fmt.Sprintf("an order of %d inputs for %d", len(order), n)}
 	}
-	_, bc := c.blockSize()
-	size := max(c.of, bc)
+	size := p.span()
 	for i, input := range order {
 		if size > 1 && (input%size != i%size || input/size != order[i/size*size]/size) {
-			return fmt.Errorf("prune: the order of the inputs takes groups of %d apart: leave act-order off, or reorder whole groups", size)
+			return &ShapeError{fmt.Sprintf("the order of the inputs takes groups of %d apart: leave act-order off, or reorder whole groups", size)}
 		}
 	}
 	return nil
@@ -106,9 +112,8 @@ func (c choice) checkOrder(order []int, n int) error {
 
 // width returns the largest multiple of the group's or block's inputs up to n,
 // or one of them where it is larger.
-func (c choice) width(n int) int {
-	_, bc := c.blockSize()
-	size := max(c.of, bc)
+func (p Pattern) width(n int) int {
+	size := p.span()
 	return max(n/size, 1) * size
 }
 
@@ -137,10 +142,10 @@ func (s *pass) input(i int) int {
 
 func (s *pass) run(ctx context.Context) error {
 	n := s.w.Cols
-	inner := s.width(passInner)
+	inner := s.Pattern.width(passInner)
 	for start, end := 0, 0; start < n; start = end {
-		end = min(start+s.width(passBlock), n)
-		if !s.given && s.of == 0 {
+		end = min(start+s.Pattern.width(passBlock), n)
+		if !s.given && s.Pattern.M == 0 {
 			if err := s.chooseBlock(ctx, start, end); err != nil {
 				return err
 			}
@@ -189,8 +194,8 @@ func (s *pass) feed(ctx context.Context, p *pool.Pool, from, to, errs, start, st
 func (s *pass) runRow(r, start, from, to int) {
 	w, errs := row64(s.w, r), row64(s.errs, r)
 	for i := from; i < to; i++ {
-		if s.of > 0 && !s.given && i%s.of == 0 {
-			s.chooseGroup(w, r, i, min(i+s.of, len(w)))
+		if s.Pattern.M > 0 && i%s.Pattern.M == 0 {
+			s.chooseGroup(w, r, i, min(i+s.Pattern.M, len(w)))
 		}
 		u := s.upper.Data[i*s.upper.Stride:]
 		kept := 0.0
@@ -221,24 +226,22 @@ func (s *pass) chooseBlock(ctx context.Context, start, end int) error {
 	_, exp := math.Frexp(most)
 	scale := math.Ldexp(1, -min(max(exp, -1000), 1000))
 	scores := new32(s.w.Rows, end-start)
-	err := forRows(ctx, s.pool, s.w.Rows, passRows, func(r int) {
-		row, w := row32(scores, r), row64(s.w, r)[start:end]
+	err := forRows(ctx, s.pool, s.w.Rows, end-start, func(r int) error {
+		row, w := matrixRow(scores, r), row64(s.w, r)[start:end]
 		for i := range row {
 			row[i] = float32(w[i] / s.upper.Data[(start+i)*(s.upper.Stride+1)] * scale)
 		}
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	rows, before := s.units(s.w.Rows, start)
-	_, after := s.units(s.w.Rows, end)
-	_, all := s.units(s.w.Rows, s.w.Cols)
-	total, of := s.count(rows*all), rows*all
-	if s.perRow {
-		total, of, rows = s.count(all), all, 1
-	}
-	share := func(units int) int { return int(int64(total) * int64(rows*units) / int64(of)) }
-	return s.choose(ctx, s.pool, scores, s.mask, start, share(after)-share(before))
+	rows, all := s.Pattern.units(s.w.Rows, s.w.Cols)
+	_, before := s.Pattern.units(s.w.Rows, start)
+	_, after := s.Pattern.units(s.w.Rows, end)
+	goes := s.losses(s.w.Rows, s.w.Cols)
+	inBlock := func(k int) int { return k*after/all - k*before/all }
+	return s.choose(ctx, s.pool, scores, s.mask, start, inBlock(goes), func(r int) int { return inBlock(share(goes, r, rows)) })
 }
 
 // chooseGroup chooses the survivors of a row's N:M group: those with the largest
@@ -247,7 +250,7 @@ func (s *pass) chooseGroup(w []float64, r, from, to int) {
 	for i := from; i < to; i++ {
 		s.mask.Set(r, i, false)
 	}
-	for range s.groupKeep(to - from) {
+	for range s.Pattern.kept(to - from) {
 		best, score := -1, 0.0
 		for i := from; i < to; i++ {
 			v := math.Abs(w[i]) / s.upper.Data[i*(s.upper.Stride+1)]

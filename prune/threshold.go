@@ -2,60 +2,70 @@ package prune
 
 import (
 	"context"
+	"fmt"
 	"math"
 
 	"gonum.org/v1/gonum/blas/blas32"
 
 	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
 )
 
-// choice says which units of a weight go together and where they are counted. A
-// unit is one weight, or a block of blockRows × blockCols.
-type choice struct {
-	sparsity             float64
-	perRow               bool // each row of units loses the same number
-	keep, of             int  // N:M along a row; 0 where there is none
-	blockRows, blockCols int  // 0 is 1
-}
+// blockSize returns the outputs and inputs of a unit, which is what goes or stays
+// as a whole: a weight, or a block.
+func (p Pattern) blockSize() (rows, cols int) { return max(p.Rows, 1), max(p.Cols, 1) }
 
-func (c choice) blockSize() (rows, cols int) { return max(c.blockRows, 1), max(c.blockCols, 1) }
+// span returns how many inputs of a row belong together.
+func (p Pattern) span() int { return max(p.Cols, p.M, 1) }
 
 // units returns how many units stand below and beside each other.
-func (c choice) units(rows, cols int) (int, int) {
-	br, bc := c.blockSize()
-	return (rows + br - 1) / br, (cols + bc - 1) / bc
+func (p Pattern) units(rows, cols int) (int, int) {
+	h, w := p.blockSize()
+	return (rows + h - 1) / h, (cols + w - 1) / w
 }
 
-// count returns how many of n units go in the end.
-func (c choice) count(n int) int {
-	return min(max(int(math.Floor(c.sparsity*float64(n)+1e-9)), 0), n)
-}
-
-// groupKeep returns how many weights of an N:M group of size weights survive;
-// the last group of a row may be short.
-func (c choice) groupKeep(size int) int { return (c.keep*size + c.of - 1) / c.of }
-
-// losses returns how many weights of a row of cols weights N:M takes.
-func (c choice) losses(cols int) int {
-	n := cols / c.of * (c.of - c.keep)
-	if rest := cols % c.of; rest > 0 {
-		n += rest - c.groupKeep(rest)
+// checkFor reports a selection that does not fit a rows×cols weight.
+func (s Selection) checkFor(rows, cols int) error {
+	if err := s.Pattern.Check(); err != nil {
+		return err
 	}
-	return n
+	if err := s.Scope.Check(s.Pattern); err != nil {
+		return err
+	}
+	own := s.Pattern.Survivors(rows, cols, 0)
+	if s.Survivors < 0 || s.Survivors > rows*cols || s.Pattern.Kind == NofM && s.Survivors != own {
+		return &ShapeError{fmt.Sprintf("%d survivors of %d×%d weights in pattern %s", s.Survivors, rows, cols, s.Pattern)}
+	}
+	return nil
 }
+
+// losses returns how many units of a rows×cols weight go. One stays at least.
+func (s Selection) losses(rows, cols int) int {
+	size, pruned := rows*cols, rows*cols-s.Survivors
+	if s.Pattern.Kind == Blocks {
+		share := float64(pruned) / float64(size)
+		rows, cols = s.Pattern.units(rows, cols)
+		size = rows * cols
+		pruned = Pruned(size, share)
+	}
+	return min(pruned, size-1)
+}
+
+// share returns what part r of n equal parts of k has, so that all have k.
+func share(k, r, n int) int { return (r+1)*k/n - r*k/n }
 
 // pinned is the key of a unit that must stay. Keys of others are the bits of a
 // finite float32 that is not negative, which are ordered as the numbers are.
 const pinned = 1<<31 - 1
 
-// cut is a threshold: keys below pivot go, and the first ties of those equal.
-type cut struct {
+// threshold says what goes: keys below pivot, and the first ties of those equal.
+type threshold struct {
 	pivot uint32
 	ties  int
 }
 
-// A cut is found digit by digit: how often each highest digit stands in the keys
+// A threshold is found digit by digit: how often each highest digit stands in the keys
 // says in which bin the threshold lies, the next digit where in that bin.
 var digits = [...]struct{ shift, above uint }{{20, 31}, {9, 20}, {0, 9}}
 
@@ -84,10 +94,10 @@ func find(counts *[bins]int32, k int) (bin uint32, place int) {
 	return bins - 1, k
 }
 
-// cutAfter returns the cut under which the k least keys go.
-func cutAfter(keys []uint32, k int) cut {
+// thresholdOf returns that under which the k least keys go.
+func thresholdOf(keys []uint32, k int) threshold {
 	if k <= 0 {
-		return cut{}
+		return threshold{}
 	}
 	var pivot uint32
 	place := k - 1
@@ -98,17 +108,17 @@ func cutAfter(keys []uint32, k int) cut {
 		bin, place = find(&counts, place)
 		pivot |= bin << digits[d].shift
 	}
-	return cut{pivot, place + 1}
+	return threshold{pivot, place + 1}
 }
 
-// cutsAfter is cutAfter for keys in rows of cols, whose rows the pool shares. It
-// returns a cut for each chunk of rows.
-func cutsAfter(ctx context.Context, p *pool.Pool, keys []uint32, cols, chunk, k int) ([]cut, error) {
+// thresholdsOf is thresholdOf for keys in rows of cols, whose rows the pool shares. It
+// returns one for each chunk of rows.
+func thresholdsOf(ctx context.Context, p *pool.Pool, keys []uint32, cols, chunk, k int) ([]threshold, error) {
 	rows := len(keys) / cols
 	chunks := (rows + chunk - 1) / chunk
-	cuts := make([]cut, chunks)
+	thresholds := make([]threshold, chunks)
 	if k <= 0 {
-		return cuts, nil
+		return thresholds, nil
 	}
 	counts := make([][bins]int32, chunks)
 	var pivot, bin uint32
@@ -132,59 +142,50 @@ func cutsAfter(ctx context.Context, p *pool.Pool, keys []uint32, cols, chunk, k 
 		pivot |= bin << digits[d].shift
 	}
 	ties := place + 1
-	for t := range cuts {
-		cuts[t] = cut{pivot, min(ties, int(counts[t][bin]))}
-		ties -= cuts[t].ties
+	for t := range thresholds {
+		thresholds[t] = threshold{pivot, min(ties, int(counts[t][bin]))}
+		ties -= thresholds[t].ties
 	}
-	return cuts, nil
+	return thresholds, nil
 }
 
-// selector chooses units by their keys, again and again.
+// selector chooses units by their sizes, again and again.
 type selector struct {
-	choice
+	Selection
 	keys []uint32
 }
 
-// rowChunk is how many rows of so many numbers make a task.
-func rowChunk(cols int) int { return max(1, 1<<16/max(cols, 1)) }
-
 // choose writes the survivors among v to the mask's columns col … col+v.Cols−1.
-// k units go: of each row of units with perRow, else of all of them. Of N:M's
-// groups only what is not among the largest goes, and k counts these in all rows.
-// A unit's size is its largest-to-smallest order by |v|, of a block by Σv². Of
-// units of one size those that come first go first.
-func (s *selector) choose(ctx context.Context, p *pool.Pool, v blas32.General, mask *layer.Mask, col, k int) error {
-	br, _ := s.blockSize()
-	rows, cols := s.units(v.Rows, v.Cols)
-	if need := rows * cols; cap(s.keys) < need {
-		s.keys = make([]uint32, need)
-	} else {
-		s.keys = s.keys[:need]
+// k units go; with scope PerRow ofRow(r) of row r. Of N:M's groups only what is not
+// among the largest goes, and k counts these in all rows. Sizes are |v|, those of
+// blocks root mean squares. Of units of one size those that come first go first.
+func (s *selector) choose(ctx context.Context, p *pool.Pool, v blas32.General, mask *layer.Mask, col, k int, ofRow func(r int) int) error {
+	h, _ := s.Pattern.blockSize()
+	rows, cols := s.Pattern.units(v.Rows, v.Cols)
+	if s.keys == nil {
+		s.keys = make([]uint32, rows*cols)
 	}
-	chunk := rowChunk(cols)
-	chunks := (rows + chunk - 1) / chunk
-	perRow := s.perRow && s.of == 0
-	err := p.For(ctx, chunks, func(t int) error {
-		for u := t * chunk; u < min((t+1)*chunk, rows); u++ {
-			keys := s.keys[u*cols:][:cols]
-			s.measure(keys, v, u*br)
-			if perRow {
-				c := cutAfter(keys, k)
-				s.mark(mask, keys, u*br, col, v.Cols, &c)
-			}
+	s.keys = s.keys[:rows*cols]
+	err := forRows(ctx, p, rows, h*v.Cols, func(u int) error {
+		keys := s.keys[u*cols:][:cols]
+		s.measure(keys, v, u*h)
+		if s.Scope == PerRow {
+			t := thresholdOf(keys, ofRow(u))
+			s.mark(mask, keys, u*h, col, v.Cols, &t)
 		}
 		return nil
 	})
-	if err != nil || perRow {
+	if err != nil || s.Scope == PerRow {
 		return err
 	}
-	cuts, err := cutsAfter(ctx, p, s.keys, cols, chunk, k)
+	chunk := max(1, 1<<18/cols)
+	thresholds, err := thresholdsOf(ctx, p, s.keys, cols, chunk, k)
 	if err != nil {
 		return err
 	}
-	return p.For(ctx, chunks, func(t int) error {
+	return p.For(ctx, len(thresholds), func(t int) error {
 		for u := t * chunk; u < min((t+1)*chunk, rows); u++ {
-			s.mark(mask, s.keys[u*cols:][:cols], u*br, col, v.Cols, &cuts[t])
+			s.mark(mask, s.keys[u*cols:][:cols], u*h, col, v.Cols, &thresholds[t])
 		}
 		return nil
 	})
@@ -192,27 +193,27 @@ func (s *selector) choose(ctx context.Context, p *pool.Pool, v blas32.General, m
 
 // measure writes the keys of the row of units that begins at row r of v.
 func (s *selector) measure(keys []uint32, v blas32.General, r int) {
-	br, bc := s.blockSize()
-	if br == 1 && bc == 1 {
-		for i, x := range v.Data[r*v.Stride:][:v.Cols] {
-			keys[i] = math.Float32bits(x) &^ (1 << 31)
-		}
-		if s.of > 0 {
-			for g := 0; g < len(keys); g += s.of {
-				group := keys[g:min(g+s.of, len(keys))]
-				pinLargest(group, s.groupKeep(len(group)))
+	h, w := s.Pattern.blockSize()
+	if s.Pattern.Kind == Blocks {
+		h = min(h, v.Rows-r)
+		for u := range keys {
+			from, to := u*w, min((u+1)*w, v.Cols)
+			sum := 0.0
+			for i := range h {
+				sum += vec.SumSquares(matrixRow(v, r+i)[from:to])
 			}
+			keys[u] = scoreKey(float32(math.Sqrt(sum / float64(h*(to-from)))))
 		}
 		return
 	}
-	for u := range keys {
-		sum := 0.0
-		for i := r; i < min(r+br, v.Rows); i++ {
-			for _, x := range v.Data[i*v.Stride+u*bc : i*v.Stride+min((u+1)*bc, v.Cols)] {
-				sum += float64(x) * float64(x)
-			}
+	for i, x := range matrixRow(v, r) {
+		keys[i] = math.Float32bits(x) &^ (1 << 31)
+	}
+	if m := s.Pattern.M; m > 0 {
+		for g := 0; g < len(keys); g += m {
+			group := keys[g:min(g+m, len(keys))]
+			pinLargest(group, s.Pattern.kept(len(group)))
 		}
-		keys[u] = math.Float32bits(float32(math.Sqrt(sum)))
 	}
 }
 
@@ -230,9 +231,9 @@ func pinLargest(keys []uint32, n int) {
 }
 
 // mark writes the survivors of a row of units to the mask's rows from r on.
-func (s *selector) mark(mask *layer.Mask, keys []uint32, r, col, cols int, c *cut) {
-	br, bc := s.blockSize()
-	if br == 1 && bc == 1 && col%64 == 0 {
+func (s *selector) mark(mask *layer.Mask, keys []uint32, r, col, cols int, c *threshold) {
+	h, w := s.Pattern.blockSize()
+	if h == 1 && w == 1 && col%64 == 0 {
 		row := mask.Row(r)[col/64:]
 		for i := 0; i < len(keys); i += 64 {
 			row[i/64] = survivors(keys[i:min(i+64, len(keys))], c)
@@ -241,8 +242,8 @@ func (s *selector) mark(mask *layer.Mask, keys []uint32, r, col, cols int, c *cu
 	}
 	for u := range keys {
 		survives := survivors(keys[u:u+1], c) != 0
-		for i := r; i < min(r+br, mask.Rows); i++ {
-			for j := u * bc; j < min((u+1)*bc, cols); j++ {
+		for i := r; i < min(r+h, mask.Rows); i++ {
+			for j := u * w; j < min((u+1)*w, cols); j++ {
 				mask.Set(i, col+j, survives)
 			}
 		}
@@ -251,7 +252,7 @@ func (s *selector) mark(mask *layer.Mask, keys []uint32, r, col, cols int, c *cu
 
 // survivors returns bit i for each key i that stays, and counts the ties used. It
 // does not branch on the mask, which is as good as random.
-func survivors(keys []uint32, c *cut) (word uint64) {
+func survivors(keys []uint32, c *threshold) (word uint64) {
 	for i, k := range keys {
 		goes := (k - c.pivot) >> 31 // neither has a bit 31
 		if k == c.pivot && c.ties > 0 {

@@ -52,6 +52,23 @@ func Polish(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask
 	if p == nil {
 		p = pool.New(1)
 	}
+	s, err := newPolisher(ctx, p, a, target, w, mask, o)
+	if err != nil {
+		return nil, err
+	}
+	return s.damped, s.each(ctx, p, func(rows []int) error { return s.run(ctx, rows[0], rows) })
+}
+
+type polisher struct {
+	scaling
+	o            PolishOptions
+	a, target, w blas64.General
+	mask         *layer.Mask
+	scaled       *blas.PackedB // A with a unit diagonal
+	damped       []float64     // the error of each row, once it was run
+}
+
+func newPolisher(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask *layer.Mask, o PolishOptions) (*polisher, error) {
 	if err := checkSystem(a, w, mask); err != nil {
 		return nil, err
 	}
@@ -61,61 +78,53 @@ func Polish(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask
 	if !(o.Tolerance > 0) || o.Iterations < 0 || target.Rows != w.Rows {
 		return nil, fmt.Errorf("prune: polish of %d rows towards %d, to a tolerance of %g in %d iterations: want as many rows, and a positive tolerance", w.Rows, target.Rows, o.Tolerance, o.Iterations)
 	}
-	s := polisher{o: o, a: a, target: target, w: w, mask: mask, scaling: newScaling(a, target), damped: make([]float64, w.Rows)}
+	s := &polisher{o: o, a: a, target: target, w: w, mask: mask, scaling: newScaling(a, target), damped: make([]float64, w.Rows)}
+	b := linalg.NewGeneral(a.Rows, a.Cols)
+	if err := s.matrix(ctx, p, b, a, 0); err != nil {
+		return nil, err
+	}
 	var err error
-	if s.scaled, err = s.packedMatrix(ctx, p, a); err != nil {
-		return nil, err
-	}
-	err = p.For(ctx, (w.Rows+polishRows-1)/polishRows, func(t int) error {
-		return s.run(ctx, t*polishRows, min((t+1)*polishRows, w.Rows))
-	})
-	return s.damped, err
+	s.scaled, err = packed(ctx, p, b)
+	return s, err
 }
 
-// packedMatrix returns the scaled A for products in float32.
-func (s *scaling) packedMatrix(ctx context.Context, p *pool.Pool, a blas64.General) (*blas.PackedB, error) {
-	b := new32(a.Rows, a.Cols)
-	err := forRows(ctx, p, a.Rows, a.Cols, func(i int) error {
-		row := matrixRow(b, i)
-		for j, v := range row64(a, i) {
-			row[j] = float32(v / s.norm[i] / s.norm[j])
+// each calls do with all rows, in tasks.
+func (s *polisher) each(ctx context.Context, p *pool.Pool, do func(rows []int) error) error {
+	return p.For(ctx, (s.w.Rows+polishRows-1)/polishRows, func(t int) error {
+		var rows []int
+		for r := t * polishRows; r < min((t+1)*polishRows, s.w.Rows); r++ {
+			rows = append(rows, r)
 		}
+		return do(rows)
+	})
+}
+
+// gradients writes the rows of W̃ − Ŵ and of (W̃ − Ŵ)A, one below the other.
+func (s *polisher) gradients(ctx context.Context, rows []int, diff, grad blas64.General) error {
+	diff.Rows, grad.Rows = len(rows), len(rows)
+	for i, r := range rows {
+		d := row64(diff, i)
+		copy(d, row64(s.target, r))
+		vec.Axpy64(-1, row64(s.w, r), d)
+	}
+	return blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, diff, s.a, 0, grad)
+}
+
+// run polishes rows, of which from is the first, and overwrites them.
+func (s *polisher) run(ctx context.Context, from int, rows []int) error {
+	if len(rows) == 0 {
 		return nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return blas.PackB(blas.NoTrans, b)
-}
-
-type polisher struct {
-	scaling
-	o            PolishOptions
-	a, target, w blas64.General
-	mask         *layer.Mask
-	scaled       *blas.PackedB
-	damped       []float64
-}
-
-// run polishes rows from … to−1.
-func (s *polisher) run(ctx context.Context, from, to int) error {
-	n := s.w.Cols
-	rows := make([]int, 0, to-from) // those not done
-	left := make([]int, to-from)    // products that row from+i may still take
-	for r := from; r < to; r++ {
-		rows, left[r-from] = append(rows, r), s.o.Iterations
+	n, size := s.w.Cols, rows[len(rows)-1]+1-from
+	left := make([]int, size)          // products that row from+i may still take
+	best := linalg.NewGeneral(size, n) // the weights of row from+i that damped tells of
+	for i := range left {
+		left[i] = s.o.Iterations
 	}
-	best := linalg.NewGeneral(to-from, n) // the weights of row from+i that damped tells of
-	diff, grad := linalg.NewGeneral(to-from, n), linalg.NewGeneral(to-from, n)
-	cg := newGradients(to-from, n)
+	diff, grad := linalg.NewGeneral(len(rows), n), linalg.NewGeneral(len(rows), n)
+	cg := newConjugate(len(rows), n)
 	for first := true; len(rows) > 0; first = false {
-		diff.Rows, grad.Rows = len(rows), len(rows)
-		for i, r := range rows {
-			d := row64(diff, i)
-			copy(d, row64(s.target, r))
-			vec.Axpy64(-1, row64(s.w, r), d)
-		}
-		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, diff, s.a, 0, grad); err != nil {
+		if err := s.gradients(ctx, rows, diff, grad); err != nil {
 			return err
 		}
 		going := rows[:0]
@@ -152,7 +161,7 @@ func (s *polisher) run(ctx context.Context, from, to int) error {
 // start writes the scaled residual over row r's survivors, brought to length 1,
 // and these survivors to a slot of cg. It returns the residual's length and that
 // of the gradient over all inputs.
-func (s *polisher) start(cg *gradients, slot int, grad []float64, r int) (inside, all float64) {
+func (s *polisher) start(cg *conjugate, slot int, grad []float64, r int) (inside, all float64) {
 	survives := matrixRow(cg.survives, slot)
 	for j, g := range grad {
 		g /= s.norm[j] * s.unit
@@ -174,9 +183,9 @@ func (s *polisher) start(cg *gradients, slot int, grad []float64, r int) (inside
 	return inside, all
 }
 
-// gradients solves x·A = residual over the survivors of some rows by conjugate
+// conjugate solves x·A = residual over the survivors of some rows by conjugate
 // gradients in float32. A slot is a row of each matrix.
-type gradients struct {
+type conjugate struct {
 	x, residual, direction, product, survives blas32.General
 
 	length []float64 // what the residual was divided by
@@ -187,8 +196,8 @@ type gradients struct {
 	owner  []int     // the slot of x that belongs to the others' slot i
 }
 
-func newGradients(rows, n int) *gradients {
-	return &gradients{
+func newConjugate(rows, n int) *conjugate {
+	return &conjugate{
 		x: new32(rows, n), residual: new32(rows, n), direction: new32(rows, n), product: new32(rows, n), survives: new32(rows, n),
 		length: make([]float64, rows), goal: make([]float64, rows), most: make([]int, rows), used: make([]int, rows),
 		square: make([]float64, rows), owner: make([]int, rows),
@@ -196,7 +205,7 @@ func newGradients(rows, n int) *gradients {
 }
 
 // begin takes in a slot whose residual and survivors are written.
-func (c *gradients) begin(slot, most int, length, goal float64) {
+func (c *conjugate) begin(slot, most int, length, goal float64) {
 	clear(matrixRow(c.x, slot))
 	copy(matrixRow(c.direction, slot), matrixRow(c.residual, slot))
 	c.length[slot], c.goal[slot], c.most[slot], c.used[slot], c.owner[slot] = length, goal, most, 0, slot
@@ -205,7 +214,7 @@ func (c *gradients) begin(slot, most int, length, goal float64) {
 
 // run solves the first slots, with A packed. Slots that are done go, and others
 // take their place, so that products shrink; x, length and used stay.
-func (c *gradients) run(ctx context.Context, a *blas.PackedB, slots int) error {
+func (c *conjugate) run(ctx context.Context, a *blas.PackedB, slots int) error {
 	for slots > 0 {
 		direction, product := c.direction, c.product
 		direction.Rows, product.Rows = slots, slots
@@ -231,7 +240,7 @@ func (c *gradients) run(ctx context.Context, a *blas.PackedB, slots int) error {
 
 // advance takes one step of slot i, whose product with A is made, and reports
 // whether there are more to take.
-func (c *gradients) advance(i int) bool {
+func (c *conjugate) advance(i int) bool {
 	owner := c.owner[i]
 	direction, product, residual := matrixRow(c.direction, i), matrixRow(c.product, i), matrixRow(c.residual, i)
 	c.used[owner]++

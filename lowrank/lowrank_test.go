@@ -91,8 +91,15 @@ func TestThreeByTwoByHand(t *testing.T) {
 }
 
 var shapes = []struct{ out, in, samples int }{
-	{24, 24, 60}, {40, 12, 30}, {12, 40, 90}, {30, 20, 8}, {16, 30, 10},
-	{1, 20, 50}, {20, 1, 50}, {1, 1, 5}, {7, 9, 1},
+	{24, 24, 60},
+	{40, 12, 30},
+	{12, 40, 90},
+	{30, 20, 8},
+	{16, 30, 10},
+	{1, 20, 50},
+	{20, 1, 50},
+	{1, 1, 5},
+	{7, 9, 1},
 }
 
 // The eigenvectors of Γ, those of the inside with either root, and the official
@@ -202,15 +209,12 @@ func TestEoRAIsBest(t *testing.T) {
 
 func TestErrorFallsWithRankToNothing(t *testing.T) {
 	for seed, sh := range shapes {
-		// An error of rank 3 at most: it is gone at rank 3, whatever S is.
-		left, s := draw(uint64(seed), sh.out, 3, 4)
-		_ = s
-		right, _ := draw(uint64(seed)+50, 3, sh.in, 4)
-		_, s = draw(uint64(seed)+90, 1, sh.in, sh.samples)
 		for _, full := range []bool{true, false} {
-			dw := multiply(left, right, false)
-			if full {
-				dw, s = draw(uint64(seed), sh.out, sh.in, sh.samples)
+			dw, s := draw(uint64(seed), sh.out, sh.in, sh.samples)
+			if !full { // of rank 3 at most: it is gone at rank 3, whatever S is
+				left, _ := draw(uint64(seed)+20, sh.out, 3, 4)
+				right, _ := draw(uint64(seed)+50, 3, sh.in, 4)
+				dw = multiply(left, right, false)
 			}
 			for by := outside; by <= random; by++ {
 				before := plain(dw, s, nil, nil)
@@ -304,9 +308,15 @@ func TestRoutesChosen(t *testing.T) {
 		out, in, r int
 		want       route
 	}{
-		{256, 256, 32, outside}, {1024, 1024, 128, outside}, {1024, 256, 32, inside},
-		{4096, 4096, 128, random}, {4096, 14336, 64, random}, {14336, 4096, 64, random},
-		{4096, 4096, 4096, outside}, {50000, 64, 32, inside}, {64, 50000, 32, outside},
+		{256, 256, 32, outside},
+		{1024, 1024, 128, outside},
+		{1024, 256, 32, inside},
+		{4096, 4096, 128, random},
+		{4096, 14336, 64, random},
+		{14336, 4096, 64, random},
+		{4096, 4096, 4096, outside},
+		{50000, 64, 32, inside},
+		{64, 50000, 32, outside},
 	} {
 		if got := chooseRoute(c.out, c.in, c.r); got != c.want {
 			t.Errorf("%d×%d, rank %d: route %d, want %d", c.out, c.in, c.r, got, c.want)

@@ -2,6 +2,7 @@ package lowrank
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -171,48 +172,41 @@ func (w *problem) refitA(ctx context.Context, bt, a blas64.General) (blas64.Gene
 	return w.solveNear(ctx, gram, rhs, a)
 }
 
-// refitDamping keeps what the equations leave open where it is. It is relative to
-// a unit diagonal, and too small to matter elsewhere.
-const refitDamping = 1e-12
+// refitDamping holds fits to where they start, relative to the mean diagonal of
+// their equations: what rounding has turned towards inputs that S hardly sees
+// would else be made up for by huge factors. It is too small to matter elsewhere.
+const refitDamping = 1e-6
 
-// solveNear solves gram·X = rhs for an X near to start, the equations scaled to a
-// unit diagonal and damped towards start: a component that the metric does not
-// see stays what it is.
+// solveNear solves gram·X = rhs for an X near to start: it minimises the error
+// plus λ‖X − start‖². A component that the metric does not see stays what it is,
+// as do all where the matrix is nothing but rounding. rhs is overwritten.
 func (w *problem) solveNear(ctx context.Context, gram, rhs, start blas64.General) (blas64.General, error) {
-	r := gram.Rows
 	if err := blas.Gemm64(ctx, w.pool, blas.NoTrans, blas.NoTrans, -1, gram, start, 1, rhs); err != nil {
 		return rhs, err
 	}
-	scale := make([]float64, r)
-	for i := range r {
-		if d := gram.Data[i*gram.Stride+i]; d > 0 {
-			scale[i] = 1 / math.Sqrt(d)
-		}
-		for j := range row(rhs, i) {
-			row(rhs, i)[j] *= scale[i]
-		}
-	}
-	l := linalg.NewGeneral(r, r)
-	if _, _, err := linalg.Damped(refitDamping, 1, func(lambda float64) error {
-		for i := range r {
-			for j, v := range row(gram, i) {
-				row(l, i)[j] = v * scale[i] * scale[j]
-			}
-			row(l, i)[i] = 1 + lambda
+	var l blas64.General
+	_, _, err := linalg.Damped(refitDamping, linalg.MeanDiagonal(gram), func(lambda float64) error {
+		l = linalg.Clone(gram)
+		for i := range l.Rows {
+			l.Data[i*l.Stride+i] += lambda
 		}
 		return linalg.Cholesky(ctx, w.pool, l)
-	}); err != nil {
-		return rhs, fmt.Errorf("layer %s: refit: %w", w.layer, err)
+	})
+	var pivot *linalg.PivotError
+	switch {
+	case errors.As(err, &pivot):
+		return linalg.Clone(start), nil
+	case err != nil:
+		return rhs, err
 	}
 	for _, op := range []blas.Transpose{blas.NoTrans, blas.Trans} {
 		if err := linalg.SolveTriangular(ctx, w.pool, gonum.Left, gonum.Lower, op, l, rhs); err != nil {
 			return rhs, err
 		}
 	}
-	for i := range r {
-		x := row(rhs, i)
+	for i := range rhs.Rows {
 		for j, v := range row(start, i) {
-			x[j] = v + x[j]*scale[i]
+			row(rhs, i)[j] += v
 		}
 	}
 	return rhs, nil

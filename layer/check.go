@@ -6,10 +6,23 @@ import (
 	"github.com/fettle-dev/fettle/internal/dtype"
 )
 
+// WeightError is a weight that is not as its grid, its type or the mask asks for.
+type WeightError struct {
+	Index  int // row-major in the out×in matrix
+	Reason string
+}
+
+// Error names the weight and the reason.
+func (e *WeightError) Error() string { return fmt.Sprintf("weight %d: %s", e.Index, e.Reason) }
+
+func weightError(index int, format string, args ...any) error {
+	return &WeightError{Index: index, Reason: fmt.Sprintf(format, args...)}
+}
+
 // Check reports the first thing that makes the solution ill-formed: codes off
 // their grid, values that their type does not hold exactly or that are not finite,
-// a mask or factors of another shape, or a pruned weight that is not 0. It costs
-// one pass over the weight.
+// a mask or factors of another shape, or a pruned weight that is not 0. What is
+// wrong with a single weight is a *WeightError. It costs one pass over the weight.
 func (s *Solution) Check() error {
 	if s.Rows < 1 || s.Cols < 1 {
 		return fmt.Errorf("a %d×%d weight", s.Rows, s.Cols)
@@ -56,10 +69,10 @@ func (s *Solution) checkPruned() error {
 			}
 			i := r*s.Cols + c
 			if s.Values != nil && s.Values[i] != 0 {
-				return fmt.Errorf("pruned weight %d has the value %v", i, s.Values[i])
+				return weightError(i, "pruned, but has the value %v", s.Values[i])
 			}
 			if s.Values == nil && int(s.Codes[i]) != s.Grid.Zero(s.Grid.Index(r, c, s.Cols)) {
-				return fmt.Errorf("pruned weight %d has the code %d, which is not 0", i, s.Codes[i])
+				return weightError(i, "pruned, but has code %d, which does not stand for 0", s.Codes[i])
 			}
 		}
 	}
@@ -73,7 +86,7 @@ func checkCodes(g *Grid, codes []int8, rows, cols int) error {
 	lo, hi := g.Range()
 	for i, c := range codes {
 		if int(c) < lo || int(c) > hi {
-			return fmt.Errorf("code %d is %d, outside %d…%d", i, c, lo, hi)
+			return weightError(i, "code %d outside %d…%d", c, lo, hi)
 		}
 	}
 	return nil
@@ -88,7 +101,7 @@ func checkValues(values []float32, rows, cols int, d dtype.DType) error {
 	}
 	for i, v := range values {
 		if v-v != 0 || d.Round(v) != v {
-			return fmt.Errorf("value %d is %v, want finite and exact in %s", i, v, d)
+			return weightError(i, "value %v, want a finite one, exact in %s", v, d)
 		}
 	}
 	return nil

@@ -41,10 +41,10 @@ func (l *LowRank) check(rows, cols int) error {
 		return fmt.Errorf("low-rank factors of %d×%d and %d×%d for a %d×%d weight", l.B.Cols, l.B.Rows, l.A.Rows, l.A.Cols, rows, cols)
 	}
 	if err := l.B.check(); err != nil {
-		return fmt.Errorf("low-rank factor B: %w", err)
+		return fmt.Errorf("low-rank factor B: %v", err) // not %w: its index is not one of the weight
 	}
 	if err := l.A.check(); err != nil {
-		return fmt.Errorf("low-rank factor A: %w", err)
+		return fmt.Errorf("low-rank factor A: %v", err)
 	}
 	return nil
 }
@@ -62,6 +62,11 @@ func (f *Factor) check() error {
 	}
 	if err := g.Check(f.Rows, f.Cols); err != nil {
 		return err
+	}
+	for i, scale := range g.Scales {
+		if v := scale * 256; v-v != 0 {
+			return fmt.Errorf("scale %d is %v: its codes would be infinite", i, scale)
+		}
 	}
 	return checkCodes(g, f.Codes, f.Rows, f.Cols)
 }

@@ -114,8 +114,12 @@ type factorHead struct {
 	Bits int    `json:"bits,omitempty"` // of codes; none of values
 }
 
-// EncodeSolution writes s as a unit.
+// EncodeSolution writes s as a unit. It refuses what Solution.Check does, which a
+// reader would refuse.
 func EncodeSolution(w io.Writer, s *Solution) error {
+	if err := s.Check(); err != nil {
+		return fmt.Errorf("layer %s: %w", s.Layer, err)
+	}
 	u := unitWriter{kind: "solution"}
 	head := solutionHead{
 		Layer: s.Layer, Method: s.Method, Rows: s.Rows, Cols: s.Cols,

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -41,10 +42,10 @@ func (l *LowRank) check(rows, cols int) error {
 		return fmt.Errorf("low-rank factors of %d×%d and %d×%d for a %d×%d weight", l.B.Cols, l.B.Rows, l.A.Rows, l.A.Cols, rows, cols)
 	}
 	if err := l.B.check(); err != nil {
-		return fmt.Errorf("low-rank factor B: %v", err) // not %w: its index is not one of the weight
+		return errors.New("low-rank factor B: " + err.Error()) // not wrapped: a WeightError would not be of the weight
 	}
 	if err := l.A.check(); err != nil {
-		return fmt.Errorf("low-rank factor A: %v", err)
+		return errors.New("low-rank factor A: " + err.Error())
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ func TestSubsets(t *testing.T) {
 	for m := 2; m <= 12; m++ {
 		for n := 1; n <= m; n++ {
 			next := uint32(0)
-			for set := uint32(0); set < 1<<m; set++ {
+			for set := range uint32(1) << m {
 				if bits.OnesCount32(set) != n {
 					continue
 				}

@@ -218,27 +218,39 @@ func checkSolution(spec Spec, s *layer.Solution) error {
 	if s == nil {
 		return bad(spec.Name, ErrInput, "solution is nil")
 	}
-	if got := SpecOf(spec.Name, spec.Shape, s); !reflect.DeepEqual(got, spec) {
+	got := SpecOf(spec.Name, spec.Shape, s)
+	got.Pruned, got.LowRank = spec.Pruned, spec.LowRank // which are looked at below
+	if !reflect.DeepEqual(got, spec) {
 		return bad(spec.Name, ErrInput, "solution is %+v, its spec says %+v", got, spec)
+	}
+	for i, v := range s.Values {
+		if !finite(v) {
+			return badAt(spec.Name, i, ErrNotFinite, "value %v", v)
+		}
 	}
 	for i, v := range s.Grid.Scales {
 		if !finite(v) || !finite(v*spec.limit()) {
 			return badAt(spec.Name, i, ErrNotFinite, "scale %v", v)
 		}
 	}
-	if err := s.Grid.Check(s.Rows, s.Cols); err != nil {
+	if err := s.Check(); err != nil {
+		return badSolution(spec.Name, ErrInput, err)
+	}
+	if err := spec.checkMask(s.Mask); err != nil {
 		return bad(spec.Name, ErrInput, "%v", err)
 	}
-	if len(s.Codes) != s.Rows*s.Cols {
-		return bad(spec.Name, ErrInput, "%d codes for %d×%d", len(s.Codes), s.Rows, s.Cols)
-	}
-	lo, hi := s.Grid.Range()
-	for i, c := range s.Codes {
-		if int(c) < lo || int(c) > hi {
-			return badAt(spec.Name, i, ErrInput, "code %d outside %d…%d", c, lo, hi)
-		}
+	if err := spec.LowRank.fits(s.LowRank); err != nil {
+		return bad(spec.Name, ErrInput, "%v", err)
 	}
 	return nil
+}
+
+// badSolution returns what layer finds wrong with a solution as a TensorError.
+func badSolution(name string, kind, err error) error {
+	if one := (*layer.WeightError)(nil); errors.As(err, &one) {
+		return badAt(name, one.Index, kind, "%s", one.Reason)
+	}
+	return bad(name, kind, "%v", err)
 }
 
 // writable reports whether computed values can be written as d.
@@ -311,7 +323,7 @@ func (s *source) dense(t loader.Tensor) ([]byte, error) {
 		return nil, err
 	}
 	s.raw = grow(s.raw, int(t.Bytes()))
-	s.values = grow(s.values, len(solution.Codes))
+	s.values = grow(s.values, solution.Rows*solution.Cols)
 	solution.Weight(s.values)
 	return s.raw, s.convert(t, s.values)
 }

@@ -216,20 +216,45 @@ type Fallback struct {
 }
 
 // Weight writes the rebuilt weight Ŵ to dst, row-major in the shape in which
-// the checkpoint stores it: the values that every reader of the written codes
-// computes, scale·(code − zero point) or scale·value(code) in float32.
-func (s *Solution) Weight(dst []float32) {
+// the checkpoint stores it: Base plus the low-rank term. Of that, an element is
+//
+//	t = (…((b₀·a₀) + b₁·a₁) + …) + bᵣ₋₁·aᵣ₋₁
+//
+// over the components in their order, every product and every sum rounded to
+// float32 and none fused; t is then added to the base in float32. The cost is
+// that of one product of the factors, on the caller alone.
+func (s *Solution) Weight(dst []float32) { s.rebuild(dst, s.LowRank) }
+
+// Base writes the weight without the low-rank term to dst, as Weight does: the
+// values that every reader of the written codes computes, scale·(code − zero
+// point) or scale·value(code) in float32, or those that are stored themselves.
+func (s *Solution) Base(dst []float32) { s.rebuild(dst, nil) }
+
+func (s *Solution) rebuild(dst []float32, add *LowRank) {
+	sum := newSum(add)
 	if !s.Transposed {
 		for r := range s.Rows {
-			s.Grid.Dequantize(dst[r*s.Cols:][:s.Cols], s.Codes[r*s.Cols:][:s.Cols], r)
+			row := dst[r*s.Cols:][:s.Cols]
+			s.baseRow(row, r)
+			sum.addRow(row, r)
 		}
 		return
 	}
 	row := make([]float32, s.Cols)
 	for r := range s.Rows {
-		s.Grid.Dequantize(row, s.Codes[r*s.Cols:][:s.Cols], r)
+		s.baseRow(row, r)
+		sum.addRow(row, r)
 		for c, v := range row {
 			dst[c*s.Rows+r] = v
 		}
 	}
+}
+
+// baseRow writes row r of the out×in weight without the low-rank term.
+func (s *Solution) baseRow(dst []float32, r int) {
+	if s.Values != nil {
+		copy(dst, s.Values[r*s.Cols:][:s.Cols])
+		return
+	}
+	s.Grid.Dequantize(dst, s.Codes[r*s.Cols:][:s.Cols], r)
 }

@@ -90,6 +90,10 @@ type Problem struct {
 	// g are rows g·out/Groups … (g+1)·out/Groups−1.
 	Weight blas32.General
 
+	// Type is that of the weight as stored, which pruned weights keep. Methods
+	// that give codes do not look at it.
+	Type dtype.DType
+
 	// ScaleType is the type that scales are stored in, where the grid's format
 	// leaves that open.
 	ScaleType dtype.DType
@@ -105,6 +109,10 @@ type Problem struct {
 	// Start is what steps before have made of the layer, nil for none. Quantizing
 	// begins with its Values, and weights that its Mask lacks stay 0.
 	Start *Solution
+
+	// Aim, out×in, is what the weight should be in place of W or W̃: what is left of
+	// that when a term that will be added is taken away. Empty where none is.
+	Aim blas64.General
 }
 
 // Energy returns ‖Xwᵢ‖² for each output i; nil without moments.
@@ -229,6 +237,19 @@ func (s *Solution) Weight(dst []float32) { s.rebuild(dst, s.LowRank) }
 // values that every reader of the written codes computes, scale·(code − zero
 // point) or scale·value(code) in float32, or those that are stored themselves.
 func (s *Solution) Base(dst []float32) { s.rebuild(dst, nil) }
+
+// RowWriter returns a function that writes rows of the out×in weight, the low-rank term
+// included, as Weight does. It may not be called side by side.
+func (s *Solution) RowWriter() func(r int, dst []float32) {
+	sum := newSum(s.LowRank)
+	return func(r int, dst []float32) {
+		s.baseRow(dst, r)
+		sum.addRow(dst, r)
+	}
+}
+
+// BaseRow writes row r of the out×in weight without the low-rank term.
+func (s *Solution) BaseRow(r int, dst []float32) { s.baseRow(dst, r) }
 
 func (s *Solution) rebuild(dst []float32, add *LowRank) {
 	sum := newSum(add)

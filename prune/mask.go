@@ -53,7 +53,7 @@ func Select(ctx context.Context, p *pool.Pool, scores blas32.General, s Selectio
 		return mask, rescued, ctx.Err()
 	}
 	quotient, remainder := pruned/scores.Rows, pruned%scores.Rows
-	err = forRows(ctx, p, scores.Rows, scores.Cols, func(r int) error {
+	err = eachRow(ctx, p, scores.Rows, scores.Cols, func(r int) error {
 		k := quotient + (r+1)*remainder/scores.Rows - r*remainder/scores.Rows
 		keepHighest(maskRow(mask, r), scoreRow(scores, r), k)
 		return nil
@@ -79,7 +79,7 @@ func (s Selection) check(ctx context.Context, p *pool.Pool, scores blas32.Genera
 		return &ShapeError{fmt.Sprintf("%d survivors of %d×%d weights in pattern %s, which keeps %d",
 			s.Survivors, scores.Rows, scores.Cols, s.Pattern, own)}
 	}
-	return forRows(ctx, p, scores.Rows, scores.Cols, func(r int) error {
+	return eachRow(ctx, p, scores.Rows, scores.Cols, func(r int) error {
 		for c, v := range matrixRow(scores, r) {
 			if !(v >= 0 && v <= math.MaxFloat32) {
 				return &ValueError{"score", r, c, float64(v), "a finite number, at least 0"}
@@ -96,27 +96,27 @@ func scoreKey(score float32) uint32 { return math.Float32bits(score + 0) }
 // keepHighest sets the mask of all but the pruned lowest scores, of which equal ones
 // go in the order of their indices. The mask is empty before.
 func keepHighest(mask *layer.Mask, scores blas32.General, pruned int) {
-	threshold, ties := cut(scores, pruned)
+	limit, ties := threshold(scores, pruned)
 	for r := range scores.Rows {
 		words := mask.Row(r)
 		for c, v := range matrixRow(scores, r) {
 			key := scoreKey(v)
-			if key == threshold && ties > 0 {
+			if key == limit && ties > 0 {
 				ties--
 				continue
 			}
-			if key >= threshold {
+			if key >= limit {
 				words[c/64] |= 1 << (c % 64)
 			}
 		}
 	}
 }
 
-// cut returns where to cut the scores so that exactly pruned of them go: all whose
-// key is below the threshold, and the first ties of those at it. It counts the
+// threshold returns where to cut the scores so that exactly pruned of them go: all whose
+// key is below the limit, and the first ties of those at it. It counts the
 // leading 11 bits of all keys, then the next 10 of those that lead like the
-// threshold, then the last 10.
-func cut(scores blas32.General, pruned int) (threshold uint32, ties int) {
+// limit, then the last 10.
+func threshold(scores blas32.General, pruned int) (limit uint32, ties int) {
 	ties = pruned
 	for shift := 20; shift >= 0; shift -= 10 {
 		var counts [1 << 11]int
@@ -127,7 +127,7 @@ func cut(scores blas32.General, pruned int) (threshold uint32, ties int) {
 		for r := range scores.Rows {
 			for _, v := range matrixRow(scores, r) {
 				key := scoreKey(v)
-				if key>>above == threshold>>above {
+				if key>>above == limit>>above {
 					counts[key>>shift&(1<<(above-shift)-1)]++
 				}
 			}
@@ -136,9 +136,9 @@ func cut(scores blas32.General, pruned int) (threshold uint32, ties int) {
 		for ; ties > 0 && ties >= counts[digit]; digit++ {
 			ties -= counts[digit]
 		}
-		threshold |= uint32(digit) << shift
+		limit |= uint32(digit) << shift
 	}
-	return threshold, ties
+	return limit, ties
 }
 
 // rankLimit is the longest group whose weights are ranked against each other.
@@ -146,7 +146,7 @@ const rankLimit = 64
 
 func selectNofM(ctx context.Context, p *pool.Pool, scores blas32.General, pattern Pattern) (*layer.Mask, error) {
 	mask := layer.NewMask(scores.Rows, scores.Cols)
-	err := forRows(ctx, p, scores.Rows, scores.Cols, func(r int) error {
+	err := eachRow(ctx, p, scores.Rows, scores.Cols, func(r int) error {
 		row := matrixRow(scores, r)
 		for from := 0; from < len(row); from += pattern.M {
 			group := row[from:min(from+pattern.M, len(row))]
@@ -192,7 +192,7 @@ func selectBlocks(ctx context.Context, p *pool.Pool, scores blas32.General, s Se
 	h, w := s.Pattern.Rows, s.Pattern.Cols
 	rows, cols := (scores.Rows+h-1)/h, (scores.Cols+w-1)/w
 	rms := blas32.General{Rows: rows, Cols: cols, Stride: cols, Data: make([]float32, rows*cols)}
-	err := forRows(ctx, p, rows, h*scores.Cols, func(b int) error {
+	err := eachRow(ctx, p, rows, h*scores.Cols, func(b int) error {
 		sums := make([]float64, cols)
 		last := min(scores.Rows, (b+1)*h)
 		for r := b * h; r < last; r++ {

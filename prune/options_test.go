@@ -66,8 +66,10 @@ func TestPatternSurvivors(t *testing.T) {
 
 func TestAllocationOptionsCheck(t *testing.T) {
 	for _, o := range []AllocationOptions{
-		{Method: Uniform}, {Method: LAMP, Sparsity: 0.99},
-		{Method: OWL, Sparsity: 0.5}, {Method: OWL, OWL: OWLOptions{Threshold: 7, Lambda: 0.15}},
+		{Method: Uniform},
+		{Method: LAMP, Sparsity: 0.99},
+		{Method: OWL, Sparsity: 0.5},
+		{Method: OWL, OWL: OWLOptions{Threshold: 7, Lambda: 0.15}},
 		{Method: RateDistortion, Buckets: 20_000},
 	} {
 		if err := o.Check(); err != nil {

@@ -11,6 +11,9 @@ import (
 	"testing"
 
 	"gonum.org/v1/gonum/blas/blas32"
+
+	"github.com/fettle-dev/fettle/internal/pool"
+	"github.com/fettle-dev/fettle/loader"
 )
 
 // model is some layers with their weights.
@@ -577,5 +580,61 @@ func TestOWLRescuesALayer(t *testing.T) {
 	shares, err := m.allocate(t, AllocationOptions{Method: OWL, Sparsity: 0.8, OWL: OWLOptions{Lambda: 0.3}})
 	if err != nil || !slices.Equal(survivorsIn(shares), []int{3, 1}) || !shares[1].Rescued || shares[0].Rescued {
 		t.Errorf("%+v, %v", shares, err)
+	}
+}
+
+// A trained network, read layer by layer: allocation, then masks with its counts,
+// which Global's and LAMP's masks of the whole would have too.
+func TestAllocateATrainedNetwork(t *testing.T) {
+	file, err := loader.Open(t.Context(), "../testmodels/resnet8.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	m := &model{}
+	for _, tensor := range file.Tensors() {
+		if len(tensor.Shape) < 2 {
+			continue
+		}
+		rows := tensor.Shape[0]
+		w := matrix(rows, int(tensor.Elements())/rows)
+		if err := file.ReadFloat32(tensor.Name, w.Data); err != nil {
+			t.Fatal(err)
+		}
+		m.layers = append(m.layers, LayerInfo{Name: tensor.Name, Shape: tensor.Shape})
+		m.weights = append(m.weights, w)
+	}
+	for _, method := range []Allocation{Uniform, UniformPlus, ERK, Global, LAMP, OWL} {
+		o := AllocationOptions{Method: method, Sparsity: 0.9}
+		shares, err := m.allocate(t, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkShares(t, m.layers, o, shares)
+		lowest := math.Inf(1)   // score of all that survive
+		highest := math.Inf(-1) // of all that go
+		for i, s := range shares {
+			w := m.weights[i]
+			mask, rescued, err := Select(t.Context(), pool.New(2), absolute(w), Selection{Survivors: s.Survivors})
+			if err != nil || rescued != 0 || mask.Survivors() != s.Survivors {
+				t.Fatalf("%s, %s: %d survive, want %d (%v)", method, s.Layer, mask.Survivors(), s.Survivors, err)
+			}
+			scores := absolute(w)
+			if method == LAMP {
+				if err := LAMPScores(t.Context(), scores, w); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for at, survives := range maskBools(mask) {
+				if score := float64(scores.Data[at]); survives {
+					lowest = min(lowest, score)
+				} else {
+					highest = max(highest, score)
+				}
+			}
+		}
+		if (method == Global || method == LAMP) && highest > lowest {
+			t.Errorf("%s: a score of %v goes, one of %v stays", method, highest, lowest)
+		}
 	}
 }

@@ -97,7 +97,7 @@ func scoreKey(score float32) uint32 { return math.Float32bits(score + 0) }
 // keepHighest sets the mask of all but the pruned lowest scores, of which equal ones
 // go in the order of their indices. The mask is empty before.
 func keepHighest(mask *layer.Mask, scores blas32.General, pruned int) {
-	limit, ties := threshold(scores, pruned)
+	limit, ties := cutAt(scores, pruned)
 	for r := range scores.Rows {
 		words := mask.Row(r)
 		for c, v := range matrixRow(scores, r) {
@@ -113,11 +113,11 @@ func keepHighest(mask *layer.Mask, scores blas32.General, pruned int) {
 	}
 }
 
-// threshold returns where to cut the scores so that exactly pruned of them go: all
+// cutAt returns where to cut the scores so that exactly pruned of them go: all
 // whose key is below the limit, and the first ties of those at it. It counts the
 // leading 11 bits of all keys, then the next 10 of those that lead like the limit,
 // then the last 10.
-func threshold(scores blas32.General, pruned int) (limit uint32, ties int) {
+func cutAt(scores blas32.General, pruned int) (limit uint32, ties int) {
 	ties = pruned
 	for shift := 20; shift >= 0; shift -= 10 {
 		var counts [1 << 11]int

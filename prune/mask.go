@@ -54,7 +54,7 @@ func Select(ctx context.Context, p *pool.Pool, scores blas32.General, s Selectio
 		return mask, rescued, ctx.Err()
 	}
 	quotient, remainder := pruned/scores.Rows, pruned%scores.Rows
-	err = eachRow(ctx, p, scores.Rows, scores.Cols, func(r int) error {
+	err = forRows(ctx, p, scores.Rows, scores.Cols, func(r int) error {
 		k := quotient + (r+1)*remainder/scores.Rows - r*remainder/scores.Rows
 		keepHighest(maskRow(mask, r), scoreRow(scores, r), k)
 		return nil
@@ -80,7 +80,7 @@ func (s Selection) check(ctx context.Context, p *pool.Pool, scores blas32.Genera
 		return &ShapeError{fmt.Sprintf("%d survivors of %d×%d weights in pattern %s, which keeps %d",
 			s.Survivors, scores.Rows, scores.Cols, s.Pattern, own)}
 	}
-	return eachRow(ctx, p, scores.Rows, scores.Cols, func(r int) error {
+	return forRows(ctx, p, scores.Rows, scores.Cols, func(r int) error {
 		for c, v := range matrixRow(scores, r) {
 			if !(v >= 0 && v <= math.MaxFloat32) {
 				return &ValueError{"score", r, c, float64(v), "a finite number, at least 0"}
@@ -147,7 +147,7 @@ const rankLimit = 64
 
 func selectNofM(ctx context.Context, p *pool.Pool, scores blas32.General, pattern Pattern) (*layer.Mask, error) {
 	mask := layer.NewMask(scores.Rows, scores.Cols)
-	err := eachRow(ctx, p, scores.Rows, scores.Cols, func(r int) error {
+	err := forRows(ctx, p, scores.Rows, scores.Cols, func(r int) error {
 		row := matrixRow(scores, r)
 		for from := 0; from < len(row); from += pattern.M {
 			group := row[from:min(from+pattern.M, len(row))]
@@ -193,7 +193,7 @@ func selectBlocks(ctx context.Context, p *pool.Pool, scores blas32.General, s Se
 	h, w := s.Pattern.Rows, s.Pattern.Cols
 	rows, cols := (scores.Rows+h-1)/h, (scores.Cols+w-1)/w
 	rms := blas32.General{Rows: rows, Cols: cols, Stride: cols, Data: make([]float32, rows*cols)}
-	err := eachRow(ctx, p, rows, h*scores.Cols, func(b int) error {
+	err := forRows(ctx, p, rows, h*scores.Cols, func(b int) error {
 		sums := make([]float64, cols)
 		last := min(scores.Rows, (b+1)*h)
 		for r := b * h; r < last; r++ {

@@ -106,7 +106,7 @@ func writeScores(ctx context.Context, p *pool.Pool, dst, w blas32.General, facto
 			return &ShapeError{fmt.Sprintf("diagonal of group %d has %d values for %d inputs", g, len(f), w.Cols)}
 		}
 	}
-	return eachRow(ctx, p, w.Rows, w.Cols, func(r int) error {
+	return forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
 		var factor []float64
 		if factors != nil {
 			factor = factors[r/(w.Rows/len(factors))]
@@ -129,8 +129,8 @@ func writeScores(ctx context.Context, p *pool.Pool, dst, w blas32.General, facto
 	})
 }
 
-// eachRow calls task for each of the rows, some 64 Ki values per piece of work.
-func eachRow(ctx context.Context, p *pool.Pool, rows, cols int, task func(r int) error) error {
+// forRows calls task for each of the rows, some 64 Ki values per piece of work.
+func forRows(ctx context.Context, p *pool.Pool, rows, cols int, task func(r int) error) error {
 	step := max(1, (1<<16)/cols)
 	return p.For(ctx, (rows+step-1)/step, func(i int) error {
 		for r := i * step; r < min(rows, (i+1)*step); r++ {

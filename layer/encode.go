@@ -88,6 +88,31 @@ func DecodeMoments(r io.ReaderAt, size int64) (*Moments, error) {
 	return m, u.err
 }
 
+// Vectors are numbers measured of each of some layers.
+type Vectors struct{ Of [][]float64 }
+
+// EncodeVectors writes v as a unit.
+func EncodeVectors(w io.Writer, v *Vectors) error {
+	u := unitWriter{kind: "vectors"}
+	for i, of := range v.Of {
+		u.vector(strconv.Itoa(i), of)
+	}
+	return u.write(w, struct{}{})
+}
+
+// DecodeVectors reads what EncodeVectors wrote.
+func DecodeVectors(r io.ReaderAt, size int64) (*Vectors, error) {
+	u, err := openUnit(r, size, "vectors", &struct{}{})
+	if err != nil {
+		return nil, err
+	}
+	v := &Vectors{Of: make([][]float64, len(u.infos))}
+	for i := range v.Of {
+		v.Of[i] = u.floats(strconv.Itoa(i), u.length(strconv.Itoa(i)))
+	}
+	return v, u.err
+}
+
 type solutionHead struct {
 	Layer       string       `json:"layer"`
 	Method      string       `json:"method"`

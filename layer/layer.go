@@ -191,9 +191,12 @@ type Solution struct {
 type Errors struct {
 	Energy  float64 // ‖XWᵀ‖²
 	Solved  float64 // ‖Y* − X̃Ŵᵀ‖² of this solution, less its mean where inputs were centred; Y* is XWᵀ or the residual target
-	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape
+	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape, and where nothing is quantized for magnitude pruning of the same pattern
 	Soft    float64 // AdaRound: of the relaxed weights before they were rounded; else 0
 	Damping float64 // the λ that was added to H's diagonal, relative to its mean
+
+	Pruned float64 `json:",omitempty"` // of the pruned weight, where it was quantized or compensated after
+	Base   float64 `json:",omitempty"` // without the low-rank term, where there is one
 
 	// Bound is what Solved cannot exceed, by the theory of GPFQ and SPFQ; 0 where
 	// no bound is known.

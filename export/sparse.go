@@ -63,7 +63,7 @@ func (p Sparsity) check(rows, cols int) error {
 	if p.Keep < 1 || p.Keep >= p.Of || p.Of > pack.MaxSet {
 		return fmt.Errorf("pattern %d:%d, want N:M with 1 ≤ N < M ≤ %d", p.Keep, p.Of, pack.MaxSet)
 	}
-	if want := rows * p.rowSurvivors(cols); p.Survivors != want {
+	if want := PatternSurvivors(rows, cols, p.Keep, p.Of); p.Survivors != want {
 		return fmt.Errorf("%d survivors, the pattern %d:%d leaves %d", p.Survivors, p.Keep, p.Of, want)
 	}
 	return p.checkSpread(rows, cols)
@@ -81,6 +81,12 @@ func (p Sparsity) groupKeep(size int) int { return (p.Keep*size + p.Of - 1) / p.
 
 func (p Sparsity) rowSurvivors(cols int) int {
 	return cols/p.Of*p.Keep + p.groupKeep(cols%p.Of)
+}
+
+// PatternSurvivors returns how many weights of a rows×cols matrix the pattern
+// keep:of leaves, 1 ≤ keep < of.
+func PatternSurvivors(rows, cols, keep, of int) int {
+	return rows * Sparsity{Keep: keep, Of: of}.rowSurvivors(cols)
 }
 
 func (p Sparsity) groupsPerRow(cols int) int { return (cols-1)/p.Of + 1 }

@@ -84,8 +84,11 @@ func (p Sparsity) rowSurvivors(cols int) int {
 }
 
 // PatternSurvivors returns how many weights of a rows×cols matrix the pattern
-// keep:of leaves, 1 ≤ keep < of.
+// keep:of leaves; all of them where of is not positive.
 func PatternSurvivors(rows, cols, keep, of int) int {
+	if of < 1 {
+		return rows * cols
+	}
 	return rows * Sparsity{Keep: keep, Of: of}.rowSurvivors(cols)
 }
 
@@ -94,7 +97,7 @@ func (p Sparsity) groupsPerRow(cols int) int { return (cols-1)/p.Of + 1 }
 // Smallest returns the spec of a pruned weight, whose Pruned.Survivors are known
 // and Pruned.Keep and Of where there is a pattern, with the layout that takes the
 // fewest bytes in a file, headers' entries included: of the given layouts, or of
-// all. With MaskNone the rest of Pruned is cleared.
+// all that fit; where none does it is s itself, which cannot be written. With MaskNone the rest of Pruned is cleared.
 func (s Spec) Smallest(among ...MaskLayout) Spec {
 	if len(among) == 0 {
 		among = []MaskLayout{MaskNone, MaskBits, MaskPattern, MaskColumns}

@@ -63,7 +63,7 @@ func (p Sparsity) check(rows, cols int) error {
 	if p.Keep < 1 || p.Keep >= p.Of || p.Of > pack.MaxSet {
 		return fmt.Errorf("pattern %d:%d, want N:M with 1 ≤ N < M ≤ %d", p.Keep, p.Of, pack.MaxSet)
 	}
-	if want := rows * p.rowSurvivors(cols); p.Survivors != want {
+	if want := PatternSurvivors(rows, cols, p.Keep, p.Of); p.Survivors != want {
 		return fmt.Errorf("%d survivors, the pattern %d:%d leaves %d", p.Survivors, p.Keep, p.Of, want)
 	}
 	return p.checkSpread(rows, cols)
@@ -83,12 +83,21 @@ func (p Sparsity) rowSurvivors(cols int) int {
 	return cols/p.Of*p.Keep + p.groupKeep(cols%p.Of)
 }
 
+// PatternSurvivors returns how many weights of a rows×cols matrix the pattern
+// keep:of leaves; all of them where of is not positive.
+func PatternSurvivors(rows, cols, keep, of int) int {
+	if of < 1 {
+		return rows * cols
+	}
+	return rows * Sparsity{Keep: keep, Of: of}.rowSurvivors(cols)
+}
+
 func (p Sparsity) groupsPerRow(cols int) int { return (cols-1)/p.Of + 1 }
 
 // Smallest returns the spec of a pruned weight, whose Pruned.Survivors are known
 // and Pruned.Keep and Of where there is a pattern, with the layout that takes the
 // fewest bytes in a file, headers' entries included: of the given layouts, or of
-// all. With MaskNone the rest of Pruned is cleared.
+// all that fit; where none does it is s itself, which cannot be written. With MaskNone the rest of Pruned is cleared.
 func (s Spec) Smallest(among ...MaskLayout) Spec {
 	if len(among) == 0 {
 		among = []MaskLayout{MaskNone, MaskBits, MaskPattern, MaskColumns}

@@ -229,7 +229,7 @@ type Fallback struct {
 // Weight writes the rebuilt weight Ŵ to dst, row-major in the shape in which
 // the checkpoint stores it: Base plus the low-rank term. Of that, an element is
 //
-//	t = (…((b₀·a₀) + b₁·a₁) + …) + bᵣ₋₁·aᵣ₋₁
+//	t = (…((0 + b₀·a₀) + b₁·a₁) + …) + bᵣ₋₁·aᵣ₋₁
 //
 // over the components in their order, every product and every sum rounded to
 // float32 and none fused; t is then added to the base in float32. The cost is

@@ -102,6 +102,44 @@ func TestLowRankOrder(t *testing.T) {
 	}
 }
 
+// Any rank gives the plain sum.
+func TestLowRankSum(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for rank := 1; rank < 12; rank++ {
+		s := valuesWithFactors(rng, 3, 7, rank)
+		got := make([]float32, 21)
+		s.Weight(got)
+		for r := range 3 {
+			for c := range 7 {
+				var sum float32
+				for k := range rank {
+					sum += float32(s.LowRank.B.Values[3*k+r] * s.LowRank.A.Values[7*k+c])
+				}
+				if want := s.Values[7*r+c] + sum; got[7*r+c] != want {
+					t.Fatalf("rank %d: %v at (%d, %d), want %v", rank, got[7*r+c], r, c, want)
+				}
+			}
+		}
+	}
+}
+
+func valuesWithFactors(rng *rand.Rand, rows, cols, rank int) *Solution {
+	random := func(n int) []float32 {
+		v := make([]float32, n)
+		for i := range v {
+			v[i] = float32(rng.NormFloat64())
+		}
+		return v
+	}
+	return &Solution{
+		Rows: rows, Cols: cols, ValueType: dtype.F32, Values: random(rows * cols),
+		LowRank: &LowRank{
+			B: Factor{Rows: rank, Cols: rows, Type: dtype.F32, Values: random(rank * rows)},
+			A: Factor{Rows: rank, Cols: cols, Type: dtype.F32, Values: random(rank * cols)},
+		},
+	}
+}
+
 func TestSparseUnits(t *testing.T) {
 	for _, s := range sparseSolutions() {
 		var b bytes.Buffer

@@ -649,7 +649,7 @@ func TestSolversRefuse(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := ADMM(background, nil, a, w(), Selection{}, ADMMOptions{Iterations: 2, Steps: 3, Rho: 1}); err == nil {
+	if _, err := ADMM(background, nil, a, w(), Selection{}, ADMMOptions{Iterations: 2, Steps: 4, Rho: 1}); err == nil {
 		t.Error("more steps than iterations pass")
 	}
 	gone, stop := context.WithCancel(background)

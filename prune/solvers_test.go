@@ -139,7 +139,7 @@ func polished(t testing.TB, a, w, from blas64.General, mask *layer.Mask, o Polis
 	for _, e := range errors {
 		sum += e
 	}
-	if d := loss(t, a, w, got); math.Abs(sum-d) > 1e-9*(1+d) {
+	if d, start := loss(t, a, w, got), loss(t, a, w, from); math.Abs(sum-d) > 1e-9*(1+d)+1e-4*(start-d) {
 		t.Errorf("Polish says an error of %v, which is %v", sum, d)
 	}
 	return got

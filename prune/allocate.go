@@ -67,7 +67,8 @@ type AllocationInput struct {
 // sum is exactly the number of weights less Pruned of it, and every layer keeps at
 // least one. A sparsity that a method cannot reach is an *ImpossibleError.
 //
-// Memory is that of one layer beside a few megabytes; LAMP takes a copy of it.
+// Memory is that of one layer and 8 MB, 16 KB more for each layer; LAMP takes a copy
+// of the layer, and sorts it, twice. RateDistortion has its own costs.
 func Allocate(ctx context.Context, layers []LayerInfo, o AllocationOptions, in AllocationInput) ([]Share, error) {
 	if err := o.Check(); err != nil {
 		return nil, err

@@ -85,7 +85,7 @@ func (b *budget) rateDistortion(ctx context.Context, curves [][]float64, buckets
 		needed += least
 	}
 	if needed > b.survivors {
-		return nil, b.impossible(needed, "the largest amounts that the curves allow")
+		return nil, b.impossible(needed, "the fewest weights that the curves allow")
 	}
 	levels, err := cheapest(ctx, costs, curves, buckets)
 	if err != nil {

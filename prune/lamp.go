@@ -97,7 +97,7 @@ func sortedMagnitudes(w blas32.General) []uint32 {
 // sortKeys sorts in place, digit by digit of 8 bits from the one at shift: it counts
 // the digits, swaps each key into its digit's part, and sorts the parts.
 func sortKeys(keys []uint32, shift int) {
-	if len(keys) < 512 || shift < 0 {
+	if len(keys) < 64 || shift < 0 {
 		slices.Sort(keys)
 		return
 	}

@@ -30,7 +30,8 @@ type Selection struct {
 // A layer that would lose everything keeps its best weight or block; rescued is how
 // many weights that are, else 0.
 //
-// Cost: four passes over the scores whatever the counts, and no copy of them.
+// Cost: five passes over the scores at most, whatever the counts, and no copy of
+// them; for N:M with M ≤ 64, M comparisons per score.
 func Select(ctx context.Context, p *pool.Pool, scores blas32.General, s Selection) (mask *layer.Mask, rescued int, err error) {
 	if err := s.check(ctx, p, scores); err != nil {
 		return nil, 0, err
@@ -96,27 +97,27 @@ func scoreKey(score float32) uint32 { return math.Float32bits(score + 0) }
 // keepHighest sets the mask of all but the pruned lowest scores, of which equal ones
 // go in the order of their indices. The mask is empty before.
 func keepHighest(mask *layer.Mask, scores blas32.General, pruned int) {
-	threshold, ties := cut(scores, pruned)
+	limit, ties := cutAt(scores, pruned)
 	for r := range scores.Rows {
 		words := mask.Row(r)
 		for c, v := range matrixRow(scores, r) {
 			key := scoreKey(v)
-			if key == threshold && ties > 0 {
+			if key == limit && ties > 0 {
 				ties--
 				continue
 			}
-			if key >= threshold {
+			if key >= limit {
 				words[c/64] |= 1 << (c % 64)
 			}
 		}
 	}
 }
 
-// cut returns where to cut the scores so that exactly pruned of them go: all whose
-// key is below the threshold, and the first ties of those at it. It counts the
-// leading 11 bits of all keys, then the next 10 of those that lead like the
-// threshold, then the last 10.
-func cut(scores blas32.General, pruned int) (threshold uint32, ties int) {
+// cutAt returns where to cut the scores so that exactly pruned of them go: all
+// whose key is below the limit, and the first ties of those at it. It counts the
+// leading 11 bits of all keys, then the next 10 of those that lead like the limit,
+// then the last 10.
+func cutAt(scores blas32.General, pruned int) (limit uint32, ties int) {
 	ties = pruned
 	for shift := 20; shift >= 0; shift -= 10 {
 		var counts [1 << 11]int
@@ -127,7 +128,7 @@ func cut(scores blas32.General, pruned int) (threshold uint32, ties int) {
 		for r := range scores.Rows {
 			for _, v := range matrixRow(scores, r) {
 				key := scoreKey(v)
-				if key>>above == threshold>>above {
+				if key>>above == limit>>above {
 					counts[key>>shift&(1<<(above-shift)-1)]++
 				}
 			}
@@ -136,9 +137,9 @@ func cut(scores blas32.General, pruned int) (threshold uint32, ties int) {
 		for ; ties > 0 && ties >= counts[digit]; digit++ {
 			ties -= counts[digit]
 		}
-		threshold |= uint32(digit) << shift
+		limit |= uint32(digit) << shift
 	}
-	return threshold, ties
+	return limit, ties
 }
 
 // rankLimit is the longest group whose weights are ranked against each other.

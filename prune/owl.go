@@ -64,7 +64,7 @@ func (b *budget) owl(ctx context.Context, read Read, o OWLOptions) ([]Share, err
 	for i, n := range b.most {
 		k := blockOf[i]
 		density := 1 - b.sparsity + (outliers[k]/sizes[k]-mean)*scale
-		targets[i] = float64(n) * max(density, math.SmallestNonzeroFloat64)
+		targets[i] = float64(n) * max(density, 1e-12) // apportion divides by it
 	}
 	return b.apportion(targets), nil
 }

@@ -17,7 +17,7 @@ import (
 // ADMMOptions are the settings of ADMM.
 type ADMMOptions struct {
 	Iterations int     // updates of the weights
-	Steps      int     // the first iterations, in which the mask grows to its sparsity; 0: it is chosen once, from the target
+	Steps      int     // choices of the mask, one before each update, up to one after the last; 0: one, of the final sparsity
 	Rho        float64 // ρ, relative to the unit diagonal that A is scaled to
 
 	// Mask is a mask to keep to; nil for one that ADMM chooses.
@@ -26,6 +26,13 @@ type ADMMOptions struct {
 
 // DefaultADMM are the published settings.
 func DefaultADMM() ADMMOptions { return ADMMOptions{Iterations: 20, Steps: 15, Rho: 1} }
+
+// FastADMM are settings for ADMM, and for the polish after it, that together reach
+// the published settings' error in less than half of the iterations: a smaller ρ
+// finds better masks, and the polish does what the last iterations are for.
+func FastADMM() (ADMMOptions, PolishOptions) {
+	return ADMMOptions{Iterations: 8, Steps: 9, Rho: 0.4}, PolishOptions{Tolerance: 1e-2, Iterations: 2}
+}
 
 // ADMM overwrites w, the target W̃ (out×in), with sparse weights Ŵ that make
 // tr((Ŵ−W̃)A(Ŵ−W̃)ᵀ) small, and returns the survivors (arXiv 2401.02938,
@@ -50,8 +57,8 @@ func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, sel Selection,
 	if err := checkSystem(a, w, o.Mask); err != nil {
 		return nil, err
 	}
-	if o.Iterations < o.Steps || o.Steps < 0 || !(o.Rho > 0) || math.IsInf(o.Rho, 0) {
-		return nil, fmt.Errorf("ADMM of %d iterations, %d of them with a growing mask, and rho %g: want no more steps than iterations, and a positive rho", o.Iterations, o.Steps, o.Rho)
+	if o.Iterations+1 < o.Steps || o.Steps < 0 || o.Iterations < 0 || !(o.Rho > 0) || math.IsInf(o.Rho, 0) {
+		return nil, fmt.Errorf("ADMM of %d iterations, %d of them with a growing mask, and rho %g: want at most one step more than iterations, and a positive rho", o.Iterations, o.Steps, o.Rho)
 	}
 	if o.Mask == nil {
 		if err := sel.checkFor(w.Rows, w.Cols); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"gonum.org/v1/gonum/blas/blas64"
 
+	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/vec"
@@ -15,11 +16,16 @@ import (
 // SwapOptions are the settings of Swap.
 type SwapOptions struct {
 	Rounds int // times that rows are searched for swaps and polished, at most
+
+	// Exact is the most inputs of a layer whose swaps are judged with all other
+	// survivors refitted.
+	Exact int
+
 	Polish PolishOptions
 }
 
 // DefaultSwap finds most of what more rounds would find.
-func DefaultSwap() SwapOptions { return SwapOptions{Rounds: 4, Polish: DefaultPolish()} }
+func DefaultSwap() SwapOptions { return SwapOptions{Rounds: 4, Exact: 320, Polish: DefaultPolish()} }
 
 const (
 	swapCandidates = 16   // survivors that are tried for each swap of an unstructured row
@@ -57,6 +63,12 @@ func Swap(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask *
 	if s.polisher, err = newPolisher(ctx, p, a, target, w, mask, o.Polish); err != nil {
 		return nil, 0, err
 	}
+	if w.Cols <= o.Exact {
+		s.rounds = min(s.rounds, 1) // no more is found
+		if err := s.prepare(ctx, p); err != nil {
+			return nil, 0, err
+		}
+	}
 	if err := s.each(ctx, p, func(rows []int) error { return s.run(ctx, rows) }); err != nil {
 		return nil, 0, err
 	}
@@ -71,6 +83,32 @@ type swapper struct {
 	pattern Pattern
 	rounds  int
 	swaps   []int // made in each row
+
+	// Scaled A, its inverse, W̃ and W̃A where swaps are judged with all survivors
+	// refitted; else empty.
+	unit, inverse, goal, products blas64.General
+}
+
+func (s *swapper) prepare(ctx context.Context, p *pool.Pool) (err error) {
+	n := s.a.Rows
+	s.unit = linalg.NewGeneral(n, n)
+	if err := s.matrix(ctx, p, s.unit, s.a, 0); err != nil {
+		return err
+	}
+	l := linalg.Clone(s.unit)
+	if err := linalg.Cholesky(ctx, p, l); err != nil {
+		return err
+	}
+	if s.inverse, err = linalg.Inverse(ctx, p, l); err != nil {
+		return err
+	}
+	s.goal, s.products = linalg.Clone(s.target), linalg.NewGeneral(s.w.Rows, n)
+	for r := range s.goal.Rows {
+		for j, v := range s.norm {
+			s.goal.Data[r*n+j] *= v / s.scaling.unit
+		}
+	}
+	return blas.Gemm64(ctx, p, blas.NoTrans, blas.NoTrans, 1, s.goal, s.unit, 0, s.products)
 }
 
 // run polishes rows and refines their masks.
@@ -83,6 +121,10 @@ func (s *swapper) run(ctx context.Context, rows []int) error {
 	before := make([]float64, len(rows)) // error, weights and survivors of row from+i
 	weights, masks := linalg.NewGeneral(len(rows), n), layer.NewMask(len(rows), n)
 	diff, grad := linalg.NewGeneral(len(rows), n), linalg.NewGeneral(len(rows), n)
+	var t *tableau
+	if s.unit.Rows > 0 {
+		t = newTableau(n)
+	}
 	for range s.rounds {
 		if err := s.gradients(ctx, rows, diff, grad); err != nil {
 			return err
@@ -92,7 +134,7 @@ func (s *swapper) run(ctx context.Context, rows []int) error {
 			before[r-from] = s.damped[r]
 			copy(row64(weights, r-from), row64(s.w, r))
 			copy(masks.Row(r-from), s.mask.Row(r))
-			if made := s.row(r, row64(grad, i)); made > 0 {
+			if made := s.row(t, r, row64(grad, i)); made > 0 {
 				s.swaps[r] += made
 				going = append(going, r)
 			}
@@ -120,23 +162,47 @@ type swap struct {
 	value, delta float64 // delta is what the error changes by
 }
 
-// row makes swaps in one row, whose gradient it keeps up to date, and returns how
-// many.
-func (s *swapper) row(r int, grad []float64) int {
+// row makes swaps in one row, whose gradient it may overwrite, and returns how
+// many. t is nil where swaps are judged with the other survivors as they are.
+func (s *swapper) row(t *tableau, r int, grad []float64) (made int) {
 	w := row64(s.w, r)
 	damped := s.damped[r]
-	for made := 0; ; made++ {
-		best := s.best(r, w, grad)
-		if made == len(w) || !(best.delta < -swapGain*damped) {
-			return made
+	unit := s.scaling.unit
+	if t != nil {
+		t.begin(s.unit, s.inverse, row64(s.goal, r), row64(s.products, r), s.mask, r)
+	}
+	for ; made < len(w); made++ {
+		var best swap
+		if t != nil {
+			best = t.best(s.pattern.M)
+			best.delta *= unit * unit
+		} else {
+			best = s.best(r, w, grad)
+		}
+		if !(best.delta < -swapGain*damped) {
+			break
 		}
 		damped += best.delta
-		vec.Axpy64(w[best.out], row64(s.a, best.out), grad)
-		vec.Axpy64(-best.value, row64(s.a, best.in), grad)
-		w[best.out], w[best.in] = 0, best.value
+		if t != nil {
+			t.sweep(best.out)
+			t.sweep(best.in)
+		} else {
+			vec.Axpy64(w[best.out], row64(s.a, best.out), grad)
+			vec.Axpy64(-best.value, row64(s.a, best.in), grad)
+			w[best.out], w[best.in] = 0, best.value
+		}
 		s.mask.Set(r, best.out, false)
 		s.mask.Set(r, best.in, true)
 	}
+	if t != nil && made > 0 {
+		for j := range w {
+			w[j] = 0
+			if t.inside[j] {
+				w[j] = t.u[j] * unit / s.norm[j]
+			}
+		}
+	}
+	return made
 }
 
 // best returns the best swap of a row; its delta is 0 where there is none.

@@ -468,6 +468,8 @@ func TestSquarify(t *testing.T) {
 	}
 }
 
+func depthOf(layers []layerRow) depthChart { return newDepthChart(layers, newColumns(layers)) }
+
 // TestDepth checks places on the logarithmic scale.
 func TestDepth(t *testing.T) {
 	layers := newLayerRows(sample(t))
@@ -481,7 +483,7 @@ func TestDepth(t *testing.T) {
 		}
 	}
 	layers[5].RelativeError = nil
-	if c := newDepthChart(layers); len(c.Solved) != 2 || len(c.Nearest) != 1 {
+	if c := depthOf(layers); len(c.Solved) != 2 || len(c.Nearest) != 1 {
 		t.Errorf("%d and %d lines, want 2 around the gap and 1", len(c.Solved), len(c.Nearest))
 	}
 }

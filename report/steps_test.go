@@ -223,8 +223,7 @@ func TestColumnsAppear(t *testing.T) {
 func TestSparsityShown(t *testing.T) {
 	run := prunedSample(t)
 	pruned, weights := Pruned(run)
-	var want int64 // by hand: 1,152 + 576 + 1,152 + 2,016 and half of the tenth layer
-	want = 1152 + 576 + 1152 + 2016 + run.Layers[9].Parameters/2
+	want := 1152 + 576 + 1152 + 2016 + run.Layers[9].Parameters/2
 	if pruned != want {
 		t.Fatalf("%d weights pruned, want %d", pruned, want)
 	}

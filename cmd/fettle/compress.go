@@ -207,7 +207,7 @@ func printSteps(p func(string, ...any), run *record.Run) {
 			100*float64(removed)/float64(weights), pruned, len(run.Layers))
 	}
 	if terms > 0 {
-		p("%-10s terms of %d of %d layers, %s of factors", "low-rank", terms, len(run.Layers), bytesText(factors))
+		p("%-10s terms in %d of %d layers, %s of factors", "low-rank", terms, len(run.Layers), bytesText(factors))
 	}
 }
 

@@ -25,7 +25,7 @@ func TestSummaryOfSteps(t *testing.T) {
 		{[]record.Layer{pruned}, []string{"pruned     50.0 % of the compressed layers' weights, in 1 of 1 layers"}},
 		{[]record.Layer{pruned, both, plain}, []string{
 			"pruned     15.0 % of the compressed layers' weights, in 2 of 3 layers",
-			"low-rank   terms of 1 of 3 layers, 1.5 KB of factors",
+			"low-rank   terms in 1 of 3 layers, 1.5 KB of factors",
 		}},
 		{[]record.Layer{{Prune: &record.Prune{}}}, nil}, // a record that knows no weights
 	} {

@@ -3,6 +3,8 @@ package model
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -340,5 +342,270 @@ func TestChannelsThroughFlatten(t *testing.T) {
 	}
 	if want := []Consumer{{2, 16}}; !slices.Equal(s.Consumers, want) {
 		t.Errorf("consumers %v, want %v", s.Consumers, want)
+	}
+}
+
+// smallLlama is a llama of the given blocks, 4 heads to 2 and 6 channels.
+func smallLlama(t testing.TB, blocks int) (*loader.Checkpoint, Options, *Tensor) {
+	c := stored(t, rand.New(rand.NewPCG(9, 9)), llamaTensors(8, 6, 4, 2, 2, blocks, 11, false))
+	config := fmt.Appendf(nil, `{"model_type": "llama", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": %d,
+		"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 10000.0, "tie_word_embeddings": false}`, blocks)
+	return c, Options{Config: config}, NewTokens([]uint32{1, 5, 3, 8})
+}
+
+// everywhere takes the same units away from all sites of a kind.
+func everywhere(t testing.TB, c *loader.Checkpoint, o Options, kind SiteKind, keep ...int) []Removal {
+	t.Helper()
+	g, err := Build(c.Tensors(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []Removal
+	for _, s := range g.Sites() {
+		if s.Kind == kind {
+			list = append(list, Removal{kind, s.Name, keep})
+		}
+	}
+	return list
+}
+
+func keysOf(t testing.TB, config []byte) map[string]string {
+	t.Helper()
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(config, &raw); err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]string{}
+	for key, value := range raw {
+		var b bytes.Buffer
+		if err := json.Compact(&b, value); err != nil {
+			t.Fatal(err)
+		}
+		keys[key] = b.String()
+	}
+	return keys
+}
+
+// What all blocks lose alike is told by the family's own keys, else by fettle's.
+func TestRemainderConfig(t *testing.T) {
+	c, o, x := smallLlama(t, 3)
+	even := slices.Concat(everywhere(t, c, o, ChannelSite, 0, 2, 3), everywhere(t, c, o, KVGroupSite, 1))
+	for what, one := range map[string]struct {
+		removals []Removal
+		want     map[string]string // what changes; "" is gone
+		own      string
+	}{
+		"nothing": {nil, map[string]string{}, ""},
+		"even": {even, map[string]string{
+			"intermediate_size": "3", "num_attention_heads": "2", "num_key_value_heads": "1", "head_dim": "2",
+		}, ""},
+		"queries": {everywhere(t, c, o, QueryHeadSite, 1, 2), map[string]string{"num_attention_heads": "2", "num_key_value_heads": "2", "head_dim": "2"}, ""},
+		"a block": {[]Removal{{BlockSite, "layers.1", nil}}, map[string]string{"num_hidden_layers": "2"}, ""},
+		"a block in two": {[]Removal{{AttentionSite, "layers.0.self_attn", nil}, {MLPSite, "layers.0.mlp", nil}},
+			map[string]string{"num_hidden_layers": "2"}, ""},
+		"uneven, but for the block that goes": {[]Removal{{BlockSite, "layers.0", nil}, {ChannelSite, "layers.1.mlp.up_proj", []int{5}}, {ChannelSite, "layers.2.mlp.gate_proj", []int{0}}},
+			map[string]string{"num_hidden_layers": "2", "intermediate_size": "1"}, ""},
+		"an attention": {[]Removal{{AttentionSite, "layers.1.self_attn", nil}}, map[string]string{
+			"model_type":    `"fettle-llama"`,
+			"fettle_blocks": `[{"heads":4,"kv_heads":2,"channels":6},{"heads":0,"kv_heads":0,"channels":6},{"heads":4,"kv_heads":2,"channels":6}]`,
+		}, "block 1 has no attention"},
+		"uneven": {[]Removal{{MLPSite, "layers.2.mlp", nil}, {BlockSite, "layers.1", nil}, {KVGroupSite, "layers.0.self_attn", []int{0}}, {ChannelSite, "layers.0.mlp.gate_proj", []int{0, 1}}}, map[string]string{
+			"model_type": `"fettle-llama"`, "num_hidden_layers": "2",
+			"fettle_blocks": `[{"heads":2,"kv_heads":1,"channels":2},{"heads":4,"kv_heads":2,"channels":0}]`,
+		}, "block 1 has no MLP"},
+	} {
+		m := checkRemoval(t, what, c, o, x, one.removals)
+		want := keysOf(t, o.Config)
+		maps.Copy(want, one.want)
+		if got := keysOf(t, m.Config); !maps.Equal(got, want) {
+			t.Errorf("%s: config %v\nwant %v", what, got, want)
+		}
+		if m.Own != one.own {
+			t.Errorf("%s: own %q, want %q", what, m.Own, one.own)
+		}
+	}
+}
+
+// A model that was cut may be cut again, and when its blocks are alike again the
+// family's keys do.
+func TestRemoveTwice(t *testing.T) {
+	c, o, x := smallLlama(t, 3)
+	m := checkRemoval(t, "first", c, o, x, []Removal{{AttentionSite, "layers.1.self_attn", nil}, {ChannelSite, "layers.2.mlp.gate_proj", []int{1, 4}}, {KVGroupSite, "layers.0.self_attn", []int{0}}})
+	view, err := c.View(m.Parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Config = m.Config
+	checkSites(t, "again", rand.New(rand.NewPCG(1, 1)), view, o, x, 10)
+	second := checkRemoval(t, "second", view, o, x, []Removal{{MLPSite, "layers.1.mlp", nil}, {ChannelSite, "layers.0.mlp.gate_proj", []int{0, 5}}, {KVGroupSite, "layers.2.self_attn", []int{1}}})
+	keys := keysOf(t, second.Config)
+	if second.Own != "" || keys["model_type"] != `"llama"` || keys["fettle_blocks"] != "" || keys["num_hidden_layers"] != "2" || keys["intermediate_size"] != "2" || keys["head_dim"] != "2" {
+		t.Errorf("own %q, %v", second.Own, keys)
+	}
+}
+
+// Windows stay with their blocks.
+func TestRemoveBlocksWithWindows(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	c := stored(t, r, llamaTensors(8, 6, 2, 2, 4, 4, 11, false))
+	var tensors []loader.Tensor
+	for _, one := range c.Tensors() {
+		tensors = append(tensors, one)
+		if stem, ok := strings.CutSuffix(one.Name, "_proj.weight"); ok && strings.Contains(stem, "self_attn") && !strings.HasSuffix(stem, ".o") {
+			tensors = append(tensors, float(stem+"_proj.bias", 8))
+		}
+	}
+	c = stored(t, r, tensors)
+	x := NewTokens([]uint32{1, 2, 3, 4, 5, 6, 7})
+	base := `{"model_type": "qwen2", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 4, "num_attention_heads": 2,
+		"use_sliding_window": true, "sliding_window": 2, `
+	for key, rest := range map[string]string{
+		"max_window_layers": `"max_window_layers": 2}`,
+		"layer_types":       `"max_window_layers": 0, "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}`,
+	} {
+		o := Options{Config: []byte(base + rest)}
+		g, err := Build(c.Tensors(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := windows(g)
+		for block := range 4 {
+			m := checkRemoval(t, key, c, o, x, []Removal{{BlockSite, fmt.Sprintf("layers.%d", block), nil}})
+			if want := slices.Delete(slices.Clone(all), block, block+1); !slices.Equal(windows(m.Graph), want) {
+				t.Errorf("%s: without block %d windows are %v, want %v", key, block, windows(m.Graph), want)
+			}
+		}
+	}
+}
+
+// GPT-2's blocks keep their numbers where the scale of attention depends on them.
+func TestRemoveKeepsNumbers(t *testing.T) {
+	for _, name := range tinyModels {
+		c, config, x, _ := tiny(t, name)
+		if !strings.HasPrefix(name, "gpt2") {
+			continue
+		}
+		o := Options{Config: config}
+		fixed := strings.Contains(string(config), `"scale_attn_by_inverse_layer_idx": true`)
+		m := checkRemoval(t, name, c, o, x, []Removal{{BlockSite, "h.0", nil}})
+		if (m.Own != "") != fixed {
+			t.Errorf("%s: own %q", name, m.Own)
+		}
+		m = checkRemoval(t, name, c, o, x, everywhere(t, c, o, KVGroupSite, 0))
+		if !strings.Contains(m.Own, "fewer heads") {
+			t.Errorf("%s: own %q", name, m.Own)
+		}
+		m = checkRemoval(t, name, c, o, x, everywhere(t, c, o, ChannelSite, 0, 3))
+		if keys := keysOf(t, m.Config); m.Own != "" || keys["n_inner"] != "2" {
+			t.Errorf("%s: own %q, %v", name, m.Own, keys)
+		}
+	}
+}
+
+func TestRemovalErrors(t *testing.T) {
+	c, o, _ := smallLlama(t, 2)
+	g, err := Build(c.Tensors(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	nets := stored(t, r, resNetTensors("", 4, 3, 1, 5, false))
+	net, err := Build(nets.Tensors(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range []struct {
+		g        *Graph
+		c        *loader.Checkpoint
+		o        Options
+		problem  string
+		removals []Removal
+	}{
+		{g, c, o, "nothing of this name", []Removal{{ChannelSite, "layers.7.mlp.up_proj", []int{0}}}},
+		{g, c, o, "nothing of this name", []Removal{{BlockSite, "layers.2", nil}}},
+		{g, c, o, "nothing of this name", []Removal{{ChannelSite, "embed_tokens", []int{0}}}},
+		{g, c, o, "the model's outputs", []Removal{{ChannelSite, "lm_head", []int{0}}}},
+		{g, c, o, "residual stream", []Removal{{ChannelSite, "layers.0.mlp.down_proj", []int{0}}}},
+		{g, c, o, "residual stream", []Removal{{ChannelSite, "layers.1.self_attn.o_proj", []int{0}}}},
+		{g, c, o, "remove heads", []Removal{{ChannelSite, "layers.1.self_attn.k_proj", []int{0}}}},
+		{g, c, o, "none of its 6 units", []Removal{{ChannelSite, "layers.0.mlp.up_proj", nil}}},
+		{g, c, o, "out of range", []Removal{{ChannelSite, "layers.0.mlp.up_proj", []int{6}}}},
+		{g, c, o, "out of order", []Removal{{ChannelSite, "layers.0.mlp.up_proj", []int{1, 1}}}},
+		{g, c, o, "each run of 2", []Removal{{QueryHeadSite, "layers.0.self_attn", []int{0, 1, 2}}}},
+		{g, c, o, "each run of 2", []Removal{{QueryHeadSite, "layers.0.self_attn", []int{0, 1}}}},
+		{g, c, o, "as a whole", []Removal{{BlockSite, "layers.0", []int{0}}}},
+		{g, c, o, "twice", []Removal{{ChannelSite, "layers.0.mlp.up_proj", []int{0}}, {ChannelSite, "layers.0.mlp.gate_proj", []int{0}}}},
+		{g, c, o, "no block would stay", []Removal{{BlockSite, "layers.0", nil}, {BlockSite, "layers.1", nil}}},
+		{net, nets, Options{}, "no block of layer1", []Removal{{BlockSite, "layer1.0", nil}}},
+		{net, nets, Options{}, "shortcut has operations", []Removal{{BlockSite, "layer2.0", nil}}},
+		{net, nets, Options{}, "residual stream", []Removal{{ChannelSite, "layer1.0.conv2", []int{0}}}},
+		{net, nets, Options{}, "residual stream", []Removal{{ChannelSite, "conv1", []int{0}}}},
+		{net, nets, Options{}, "the model's outputs", []Removal{{ChannelSite, "linear", []int{0}}}},
+		{net, nets, Options{}, "nothing of this name", []Removal{{KVGroupSite, "layer1.0", []int{0}}}},
+	} {
+		_, err := Remove(one.g, one.c.Tensors(), one.o, one.removals)
+		bad, ok := errors.AsType[*RemovalError](err)
+		if !ok || !strings.Contains(bad.Error(), one.problem) {
+			t.Errorf("%+v: %v, want %q", one.removals, err, one.problem)
+		}
+	}
+
+	// Heads that each have keys of their own are kv_groups.
+	c, config, _, _ := tiny(t, "gpt2")
+	if _, err := buildTiny(t, c, config).Site(QueryHeadSite, "h.0.attn"); err == nil || !strings.Contains(err.Error(), "kv_group") {
+		t.Errorf("query heads of GPT-2: %v", err)
+	}
+}
+
+// A tensor that two operations read is never cut.
+func TestSharedTensorsAreNotCut(t *testing.T) {
+	b := newGraphBuilder("test", []int{4})
+	x := b.add(Op{Kind: Linear, Name: "a", Inputs: []int{0}, Weight: "a.weight", Bias: "shared", Outputs: 4})
+	x = b.add(Op{Kind: ReLU, Name: "relu", Inputs: []int{x}})
+	x = b.add(Op{Kind: Linear, Name: "b", Inputs: []int{x}, Weight: "b.weight", Bias: "shared", Outputs: 4})
+	g, err := b.finish(x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Site(ChannelSite, "a"); err == nil || !strings.Contains(err.Error(), "shared with another") {
+		t.Errorf("%v", err)
+	}
+	if s := g.Sites(); len(s) != 0 {
+		t.Errorf("sites %v", s)
+	}
+}
+
+func TestOwnConfigErrors(t *testing.T) {
+	c, o, x := smallLlama(t, 2)
+	m := checkRemoval(t, "own", c, o, x, []Removal{{MLPSite, "layers.1.mlp", nil}})
+	view, err := c.View(m.Parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := `[{"heads":4,"kv_heads":2,"channels":6},{"heads":4,"kv_heads":2,"channels":0}]`
+	for what, replace := range map[string][2]string{
+		"model_type":  {`"fettle-llama"`, `"llama"`},
+		"too few":     {good, `[{"heads":4,"kv_heads":2,"channels":6}]`},
+		"no blocks":   {good, `null`},
+		"heads":       {good, `[{"heads":4,"kv_heads":3,"channels":6},{"heads":4,"kv_heads":2}]`},
+		"no keys":     {good, `[{"heads":4,"kv_heads":0,"channels":6},{"heads":4,"kv_heads":2}]`},
+		"negative":    {good, `[{"heads":4,"kv_heads":2,"channels":-6},{"heads":4,"kv_heads":2}]`},
+		"another":     {good, `[{"heads":4,"kv_heads":2,"channels":5},{"heads":4,"kv_heads":2}]`},
+		"there is it": {good, `[{"heads":4,"kv_heads":2,"channels":6},{"heads":0,"kv_heads":0}]`},
+	} {
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, m.Config); err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Replace(compact.String(), replace[0], replace[1], 1)
+		if text == compact.String() {
+			t.Fatalf("%s: nothing is replaced in %s", what, text)
+		}
+		_, err := Build(view.Tensors(), Options{Config: []byte(text)})
+		var badConfig *ConfigError
+		var badTensor *TensorError
+		if !errors.As(err, &badConfig) && !errors.As(err, &badTensor) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -65,9 +65,9 @@ type UnitReader struct {
 type UnitOptions struct {
 	Score UnitScore
 	Keep  int // units that stay: at least one of each run, as many of each
-	// Rounds is how often UnitError's scores are computed anew after some units
-	// have gone; 0 means one at a time, which is best and takes the longest.
-	// Each costs n³ for n inputs.
+	// Rounds is how often UnitError's scores are computed, each time before as many
+	// units go; 0 means 32. As many as go, or more, is one unit a round, which is
+	// best and takes the longest: each costs n³ for n inputs.
 	Rounds int
 	// Repair changes the weights of the units that stay so that they make up for
 	// the others: least squares in the moments.
@@ -304,9 +304,7 @@ func (prob *UnitProblem) choose(ctx context.Context, workers *pool.Pool, readers
 	}
 	total, runs, rounds := prob.Units-o.Keep, prob.Units/prob.Run, 1
 	if o.Score == UnitError {
-		if rounds = o.Rounds; rounds == 0 {
-			rounds = total
-		}
+		rounds = cmp.Or(o.Rounds, 32)
 	}
 	left := make([]int, runs) // units to go of each run
 	for i := range left {
@@ -318,10 +316,11 @@ func (prob *UnitProblem) choose(ctx context.Context, workers *pool.Pool, readers
 			return err
 		}
 		todo, rest := total-len(s.Order), max(rounds-round, 1)
+		goes := make([]bool, prob.Units)
 		for _, u := range prob.least(s.Keep, scores, left, (todo+rest-1)/rest) {
-			s.Order, s.Scores = append(s.Order, u), append(s.Scores, scores[u])
+			s.Order, s.Scores, goes[u] = append(s.Order, u), append(s.Scores, scores[u]), true
 		}
-		s.Keep = slices.DeleteFunc(s.Keep, func(u int) bool { return slices.Contains(s.Order, u) })
+		s.Keep = slices.DeleteFunc(s.Keep, func(u int) bool { return goes[u] })
 	}
 	return nil
 }

@@ -315,8 +315,10 @@ func TestUnitScoresWorked(t *testing.T) {
 	ctx := context.Background()
 	h := linalg.NewGeneral(3, 3)
 	copy(h.Data, []float64{4, 0, 0, 0, 1, 0, 0, 0, 9})
-	p := &layer.Problem{Layer: "l", Groups: 1, Weight: blas32.General{Rows: 2, Cols: 3, Stride: 3, Data: []float32{1, 5, 1, 0, 0, 1}},
-		Moments: &layer.Moments{Rows: 3, Groups: 1, Inputs: 3, H: []blas64.General{h}, SumX: make([]float64, 3), SumXt: make([]float64, 3), Energy: map[string][]float64{"l": {38, 9}}}}
+	p := &layer.Problem{
+		Layer: "l", Groups: 1, Weight: blas32.General{Rows: 2, Cols: 3, Stride: 3, Data: []float32{1, 5, 1, 0, 0, 1}},
+		Moments: &layer.Moments{Rows: 3, Groups: 1, Inputs: 3, H: []blas64.General{h}, SumX: make([]float64, 3), SumXt: make([]float64, 3), Energy: map[string][]float64{"l": {38, 9}}},
+	}
 	prob := &UnitProblem{Units: 3, Run: 3, Readers: []UnitReader{{Problem: p, Columns: 1}}}
 	for score, want := range map[UnitScore][]float64{UnitMagnitude: {1, 2}, UnitEnergy: {4, 18}, UnitError: {4, 18}} {
 		s, err := SelectUnits(ctx, nil, prob, UnitOptions{Score: score, Keep: 1, Damping: 1e-12})

@@ -37,14 +37,15 @@ func buildGPT2(tensors []loader.Tensor, o Options) (*Graph, error) {
 		c.fail("activation_function", "%q is not supported", act)
 	}
 	eps, tied := c.eps("layer_norm_epsilon", 1e-5), get(c, "tie_word_embeddings", true)
-	shapes := d.blockShapes(BlockShape{heads, heads, inner})
+	shapeOf := d.blockShapes(BlockShape{heads, heads, inner})
 
 	x := d.embed("wte", tied, &Embedding{Positions: d.prefix + "wpe.weight", MaxPositions: d.g.Context})
 	return d.build(x, func(i, x int) int {
 		name := fmt.Sprintf("h.%d.", i)
-		if shapes[i].Heads > 0 {
+		shape := shapeOf(i)
+		if shape.Heads > 0 {
 			a := attention
-			a.Heads, a.KVHeads = shapes[i].Heads, shapes[i].KVHeads
+			a.Heads, a.KVHeads = shape.Heads, shape.KVHeads
 			if perBlock {
 				a.Scale /= float64(i + 1)
 			}
@@ -56,10 +57,10 @@ func buildGPT2(tensors []loader.Tensor, o Options) (*Graph, error) {
 			y = d.add(Op{Kind: Attend, Name: name + "attn", Inputs: []int{y}, Attention: &a})
 			x = d.sum(name+"attn_sum", x, d.conv1D(name+"attn.c_proj", y, d.hidden))
 		}
-		if shapes[i].Channels == 0 {
+		if shape.Channels == 0 {
 			return x
 		}
-		y := d.conv1D(name+"mlp.c_fc", d.layerNorm(name+"ln_2", x, eps), shapes[i].Channels)
+		y := d.conv1D(name+"mlp.c_fc", d.layerNorm(name+"ln_2", x, eps), shape.Channels)
 		y = d.add(Op{Kind: kind, Name: name + "mlp.act", Inputs: []int{y}})
 		return d.sum(name+"mlp_sum", x, d.conv1D(name+"mlp.c_proj", y, d.hidden))
 	}, func(x int) int {

@@ -52,16 +52,17 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 		c.fail("hidden_act", "%q is not supported, want silu", act)
 	}
 	kinds := c.layerTypes(d.layers)
-	shapes := d.blockShapes(BlockShape{heads, attention.KVHeads, inner})
+	shapeOf := d.blockShapes(BlockShape{heads, attention.KVHeads, inner})
 
 	x := d.embed("embed_tokens", tied, nil)
 	return d.build(x, func(i, x int) int {
 		name := fmt.Sprintf("layers.%d.", i)
-		if shapes[i].Heads == 0 {
-			return d.llamaMLP(name, x, shapes[i].Channels, eps, f.mlpBias)
+		shape := shapeOf(i)
+		if shape.Heads == 0 {
+			return d.llamaMLP(name, x, shape.Channels, eps, f.mlpBias)
 		}
 		a := attention
-		a.Heads, a.KVHeads = shapes[i].Heads, shapes[i].KVHeads
+		a.Heads, a.KVHeads = shape.Heads, shape.KVHeads
 		q, kv := a.widths()
 		kind := ""
 		if i < len(kinds) {
@@ -82,7 +83,7 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 		d.s.ignore(d.prefix + name + "self_attn.rotary_emb.inv_freq") // of old versions, not read by new ones
 		y = d.add(Op{Kind: Attend, Name: name + "self_attn", Inputs: qkv, Attention: &a})
 		x = d.sum(name+"attention_sum", x, d.linear(name+"self_attn.o_proj", y, d.hidden, f.outBias, ""))
-		return d.llamaMLP(name, x, shapes[i].Channels, eps, f.mlpBias)
+		return d.llamaMLP(name, x, shape.Channels, eps, f.mlpBias)
 	}, func(x int) int {
 		return d.head(d.rmsNorm("norm", x, eps), tied)
 	})

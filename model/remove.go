@@ -26,7 +26,10 @@ type Remainder struct {
 	Config []byte        // config.json for the output; nil where the source has none
 
 	// Own says why config.json cannot describe the model to other readers than
-	// fettle, which refuse it; "" where it can.
+	// fettle: its model_type is then one that they refuse. "" where the family's
+	// keys can. Among these is head_dim where there are fewer heads of the same
+	// size; readers that do not know it find tensors of shapes that they do not
+	// expect.
 	Own string
 }
 

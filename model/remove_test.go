@@ -399,12 +399,14 @@ func TestRemainderConfig(t *testing.T) {
 		"even": {even, map[string]string{
 			"intermediate_size": "3", "num_attention_heads": "2", "num_key_value_heads": "1", "head_dim": "2",
 		}, ""},
-		"queries": {everywhere(t, c, o, QueryHeadSite, 1, 2), map[string]string{"num_attention_heads": "2", "num_key_value_heads": "2", "head_dim": "2"}, ""},
-		"a block": {[]Removal{{BlockSite, "layers.1", nil}}, map[string]string{"num_hidden_layers": "2"}, ""},
-		"a block in two": {[]Removal{{AttentionSite, "layers.0.self_attn", nil}, {MLPSite, "layers.0.mlp", nil}},
-			map[string]string{"num_hidden_layers": "2"}, ""},
-		"uneven, but for the block that goes": {[]Removal{{BlockSite, "layers.0", nil}, {ChannelSite, "layers.1.mlp.up_proj", []int{5}}, {ChannelSite, "layers.2.mlp.gate_proj", []int{0}}},
-			map[string]string{"num_hidden_layers": "2", "intermediate_size": "1"}, ""},
+		"queries":        {everywhere(t, c, o, QueryHeadSite, 1, 2), map[string]string{"num_attention_heads": "2", "num_key_value_heads": "2", "head_dim": "2"}, ""},
+		"a block":        {[]Removal{{BlockSite, "layers.1", nil}}, map[string]string{"num_hidden_layers": "2"}, ""},
+		"a block in two": {[]Removal{{AttentionSite, "layers.0.self_attn", nil}, {MLPSite, "layers.0.mlp", nil}}, map[string]string{"num_hidden_layers": "2"}, ""},
+		"uneven, but for the block that goes": {
+			[]Removal{{BlockSite, "layers.0", nil}, {ChannelSite, "layers.1.mlp.up_proj", []int{5}}, {ChannelSite, "layers.2.mlp.gate_proj", []int{0}}},
+			map[string]string{"num_hidden_layers": "2", "intermediate_size": "1"},
+			"",
+		},
 		"an attention": {[]Removal{{AttentionSite, "layers.1.self_attn", nil}}, map[string]string{
 			"model_type":    `"fettle-llama"`,
 			"fettle_blocks": `[{"heads":4,"kv_heads":2,"channels":6},{"heads":0,"kv_heads":0,"channels":6},{"heads":4,"kv_heads":2,"channels":6}]`,

@@ -28,21 +28,15 @@ func (s BlockShape) valid() bool {
 
 // blockShapes returns the shape of each block: that of the family's keys, unless
 // the config has one for each.
-func (d *decoder) blockShapes(all BlockShape) []BlockShape {
+func (d *decoder) blockShapes(all BlockShape) func(i int) BlockShape {
 	c := d.c
 	own := strings.HasPrefix(get(c, "model_type", ""), ownPrefix)
 	shapes := get[[]BlockShape](c, shapesKey, nil)
 	switch {
 	case shapes == nil && own:
 		c.fail(shapesKey, "is missing, though the model_type says that blocks differ")
-	case shapes == nil && d.layers <= maxBlocks:
-		shapes = make([]BlockShape, d.layers)
-		for i := range shapes {
-			shapes[i] = all
-		}
-		return shapes
 	case shapes == nil:
-		c.fail("num_hidden_layers", "cannot be %d", d.layers)
+		return func(int) BlockShape { return all }
 	case !own:
 		c.fail(shapesKey, "stands beside a model_type that does not begin with %q", ownPrefix)
 	case len(shapes) != d.layers:
@@ -53,8 +47,5 @@ func (d *decoder) blockShapes(all BlockShape) []BlockShape {
 			c.fail(shapesKey, "block %d cannot have %d heads to %d and %d channels", i, s.Heads, s.KVHeads, s.Channels)
 		}
 	}
-	return shapes
+	return func(i int) BlockShape { return shapes[i] } // there are as many as blocks, or no block is built
 }
-
-// maxBlocks bounds what a config alone can make fettle allocate.
-const maxBlocks = 1 << 16

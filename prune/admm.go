@@ -14,6 +14,11 @@ import (
 	"github.com/fettle-dev/fettle/layer"
 )
 
+// OptionError says which settings of a solver it cannot work with.
+type OptionError struct{ Reason string }
+
+func (e *OptionError) Error() string { return "prune: " + e.Reason }
+
 // ADMMOptions are the settings of ADMM.
 type ADMMOptions struct {
 	Iterations int     // updates of the weights
@@ -28,8 +33,9 @@ type ADMMOptions struct {
 func DefaultADMM() ADMMOptions { return ADMMOptions{Iterations: 20, Steps: 15, Rho: 1} }
 
 // FastADMM are settings for ADMM, and for the polish after it, that together reach
-// the published settings' error in less than half of the iterations: a smaller ρ
-// finds better masks, and the polish does what the last iterations are for.
+// the published settings' error at sparsities of 0.5 and 0.7 in less than half of the
+// iterations: a smaller ρ finds better masks, and the polish does what the last
+// iterations are for. At 0.9 they end two percent above it.
 func FastADMM() (ADMMOptions, PolishOptions) {
 	return ADMMOptions{Iterations: 8, Steps: 9, Rho: 0.4}, PolishOptions{Tolerance: 1e-2, Iterations: 2}
 }
@@ -40,8 +46,8 @@ func FastADMM() (ADMMOptions, PolishOptions) {
 // damped by the caller. Inputs are scaled so that A's diagonal is 1: then a
 // weight's size is its score of Wanda.
 //
-// In each of the first Steps iterations t the mask is chosen anew, from W + U,
-// with the share s·(1 − (1 − t/Steps)³) pruned. For N:M the N largest of a group
+// Before each of the first Steps updates t = 1, 2, … the mask is chosen anew, from
+// W + U, with the share s·(1 − (1 − t/Steps)³) pruned. For N:M the N largest of a group
 // always stay.
 //
 // With V = W + U, U is V where V is pruned and 0 elsewhere, so an iteration is
@@ -49,7 +55,8 @@ func FastADMM() (ADMMOptions, PolishOptions) {
 // Products are in float32, whose rounding Polish takes away.
 //
 // Cost: in³/2 multiply-adds in float64 once, out·in² in float32 an iteration, and
-// memory for two in×in float64 and four out×in float32 matrices.
+// memory for two in×in float64 and four out×in float32 matrices. Settings out of
+// range are an *OptionError.
 func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, sel Selection, o ADMMOptions) (*layer.Mask, error) {
 	if p == nil {
 		p = pool.New(1)
@@ -58,7 +65,7 @@ func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, sel Selection,
 		return nil, err
 	}
 	if o.Iterations+1 < o.Steps || o.Steps < 0 || o.Iterations < 0 || !(o.Rho > 0) || math.IsInf(o.Rho, 0) {
-		return nil, fmt.Errorf("ADMM of %d iterations, %d of them with a growing mask, and rho %g: want at most one step more than iterations, and a positive rho", o.Iterations, o.Steps, o.Rho)
+		return nil, &OptionError{fmt.Sprintf("ADMM of %d iterations, %d choices of the mask and rho %g: want at most one choice more than iterations, and a positive rho", o.Iterations, o.Steps, o.Rho)}
 	}
 	if o.Mask == nil {
 		if err := sel.checkFor(w.Rows, w.Cols); err != nil {

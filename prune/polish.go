@@ -26,7 +26,7 @@ type PolishOptions struct {
 }
 
 // DefaultPolish ends about a hundredth of a percent above the optimum.
-func DefaultPolish() PolishOptions { return PolishOptions{Tolerance: 3e-3, Iterations: 30} }
+func DefaultPolish() PolishOptions { return PolishOptions{Tolerance: 1e-2, Iterations: 30} }
 
 const (
 	polishTasks = 8    // that the rows make, at least
@@ -71,6 +71,9 @@ type polisher struct {
 }
 
 func newPolisher(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask *layer.Mask, o PolishOptions) (*polisher, error) {
+	if mask == nil {
+		return nil, &ShapeError{"no mask to keep to"}
+	}
 	if err := checkSystem(a, w, mask); err != nil {
 		return nil, err
 	}
@@ -78,7 +81,7 @@ func newPolisher(ctx context.Context, p *pool.Pool, a, target, w blas64.General,
 		return nil, err
 	}
 	if !(o.Tolerance > 0) || o.Iterations < 0 || target.Rows != w.Rows {
-		return nil, fmt.Errorf("prune: polish of %d rows towards %d, to a tolerance of %g in %d iterations: want as many rows, and a positive tolerance", w.Rows, target.Rows, o.Tolerance, o.Iterations)
+		return nil, &OptionError{fmt.Sprintf("polish of %d rows towards %d, to a tolerance of %g in %d iterations: want as many rows, and a positive tolerance", w.Rows, target.Rows, o.Tolerance, o.Iterations)}
 	}
 	s := &polisher{o: o, a: a, target: target, w: w, mask: mask, scaling: newScaling(a, target), damped: make([]float64, w.Rows)}
 	b := linalg.NewGeneral(a.Rows, a.Cols)

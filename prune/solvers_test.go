@@ -640,6 +640,10 @@ func TestSolversRefuse(t *testing.T) {
 			_, _, err := Swap(background, nil, a, w(), w(), keepFirst(), Pattern{Kind: Blocks, Rows: 1, Cols: 2}, DefaultSwap())
 			return err
 		}},
+		"no mask": {&shape, func() error {
+			_, err := Polish(background, nil, a, w(), w(), nil, DefaultPolish())
+			return err
+		}},
 		"mask": {&shape, func() error {
 			_, _, err := SparseGPT(background, nil, a, nil, w(), Selection{}, SparseGPTOptions{Mask: layer.NewMask(2, 2)})
 			return err
@@ -649,8 +653,9 @@ func TestSolversRefuse(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := ADMM(background, nil, a, w(), Selection{}, ADMMOptions{Iterations: 2, Steps: 4, Rho: 1}); err == nil {
-		t.Error("more steps than iterations pass")
+	var option *OptionError
+	if _, err := ADMM(background, nil, a, w(), Selection{}, ADMMOptions{Iterations: 2, Steps: 4, Rho: 1}); !errors.As(err, &option) {
+		t.Errorf("too many steps give %v", err)
 	}
 	gone, stop := context.WithCancel(background)
 	stop()

@@ -35,6 +35,22 @@ var quantFormats = map[layer.Format]string{
 	layer.MXFP4:   "mxfp4-pack-quantized",
 }
 
+// sparsePrefix goes before the name of a layout of which only the survivors of
+// pruning are stored, a layout of fettle's own: readers that do not know it refuse
+// the file by its format and not by a tensor's shape.
+const sparsePrefix = "sparse-"
+
+// noFormat stands at the top where no weight has codes.
+const noFormat = "dense"
+
+// formatName returns the name of a scheme's layout.
+func (s scheme) formatName() string {
+	if s.sparse {
+		return sparsePrefix + quantFormats[s.format]
+	}
+	return quantFormats[s.format]
+}
+
 // formatOf is the inverse of quantFormats. FP8 with quantized activations has
 // the same layout under a name of its own.
 func formatOf(name string) (layer.Format, bool) {
@@ -65,18 +81,18 @@ func moduleOf(weight string) string {
 
 // resolve is the inverse of moduleOf for a weight stored in a format, given the
 // types of a file's tensors by name.
-func resolve(target string, f layer.Format, names map[string]dtype.DType) (weight string, err error) {
+func resolve(target string, s scheme, names map[string]dtype.DType) (weight string, err error) {
 	has := func(weight string) bool {
-		_, codes := names[codesName(weight, f)]
+		_, codes := names[codesName(weight, s)]
 		_, scales := names[weight+scaleSuffix]
-		return codes && (scales || f != layer.FP8)
+		return codes && (scales || s.format != layer.FP8)
 	}
 	ofModule, itself := has(target+weightSuffix), has(target)
 	switch {
 	case strings.HasPrefix(target, "re:"):
 		return "", fmt.Errorf("target %q is a pattern; only exact names are read", target)
 	case ofModule && itself:
-		return "", fmt.Errorf("target %q could mean %s or %s", target, codesName(target+weightSuffix, f), codesName(target, f))
+		return "", fmt.Errorf("target %q could mean %s or %s", target, codesName(target+weightSuffix, s), codesName(target, s))
 	case ofModule:
 		return target + weightSuffix, nil
 	case itself:
@@ -86,8 +102,9 @@ func resolve(target string, f layer.Format, names map[string]dtype.DType) (weigh
 }
 
 // orphan returns the first weight whose codes and scales are among a file's
-// tensors, given as types by name, though it is not compressed, or "".
-func orphan(names map[string]dtype.DType, compressed func(string) bool) string {
+// tensors, given as types by name, though they belong to no compressed weight, or
+// "".
+func orphan(names map[string]dtype.DType, owned func(tensor string) bool) string {
 	first := ""
 	for name, d := range names {
 		weight, packed := strings.CutSuffix(name, packedSuffix)
@@ -95,7 +112,7 @@ func orphan(names map[string]dtype.DType, compressed func(string) bool) string {
 			continue
 		}
 		_, ok := names[weight+scaleSuffix]
-		if ok && !compressed(weight) && (first == "" || weight < first) {
+		if ok && !owned(name) && (first == "" || weight < first) {
 			first = weight
 		}
 	}
@@ -109,10 +126,11 @@ type scheme struct {
 	granularity layer.Granularity
 	groupSize   int
 	symmetric   bool
+	sparse      bool // only survivors are stored
 }
 
 func (s Spec) scheme() scheme {
-	return scheme{s.Format, s.Bits, s.Granularity, s.GroupSize, s.Symmetric}
+	return scheme{s.Format, s.Bits, s.Granularity, s.GroupSize, s.Symmetric, s.masked()}
 }
 
 func (s scheme) check() error {
@@ -175,7 +193,7 @@ func writeConfig(w io.Writer, in Input) error {
 	ignore := []string{}
 	for _, t := range in.Checkpoint.Tensors() {
 		spec, ok := in.Specs[t.Name]
-		if !ok {
+		if !ok || spec.valued() {
 			if len(t.Shape) >= 2 && t.DType.IsFloat() && strings.HasSuffix(t.Name, weightSuffix) {
 				ignore = append(ignore, moduleOf(t.Name))
 			}
@@ -192,7 +210,7 @@ func writeConfig(w io.Writer, in Input) error {
 	var formats []string
 	for i, s := range schemes {
 		slices.Sort(targets[s])
-		formats = append(formats, quantFormats[s.format])
+		formats = append(formats, s.formatName())
 		groups["group_"+strconv.Itoa(i)] = map[string]any{
 			"targets": targets[s], "format": formats[i], "weights": s.weights(),
 			"input_activations": nil, "output_activations": nil,
@@ -205,8 +223,12 @@ func writeConfig(w io.Writer, in Input) error {
 	config["quantization_config"] = map[string]any{
 		"quant_method": quantMethod, "version": layoutVersion, "format": overall(formats),
 		"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
-		"ignore": ignore, "sparsity_config": map[string]any{}, "transform_config": map[string]any{},
+		"ignore": ignore, "sparsity_config": in.sparsityConfig(), "transform_config": map[string]any{},
 		"config_groups": groups,
+	}
+	delete(config, ownKey) // of a source that fettle wrote
+	if own, ok := in.own(); ok {
+		config[ownKey] = own
 	}
 	if in.Tool != "" {
 		config["written_by"] = in.Tool
@@ -218,7 +240,7 @@ func writeConfig(w io.Writer, in Input) error {
 // ones.
 func overall(formats []string) string {
 	if len(formats) == 0 {
-		return quantFormats[layer.Integer]
+		return noFormat
 	}
 	for _, f := range formats {
 		if f != formats[0] {
@@ -286,6 +308,7 @@ func Carry(ctx context.Context, dir, source string) ([]record.File, error) {
 
 // config is what is read of config.json.
 type config struct {
+	Own           own      `json:"fettle"` // under ownKey
 	Architectures []string `json:"architectures"`
 	Quantization  *struct {
 		Method  string           `json:"quant_method"`
@@ -309,17 +332,23 @@ type group struct {
 	Inputs any `json:"input_activations"`
 }
 
-// readConfig returns the architecture and the scheme of each target.
-func readConfig(path string) (architecture string, targets map[string]scheme, err error) {
+// declared is what config.json says.
+type declared struct {
+	architecture string
+	targets      map[string]scheme  // of weights that have codes, by target
+	weights      map[string]storage // of weights that have more to tell, by name
+}
+
+func readConfig(path string) (declared, error) {
 	data, err := readFile(path)
 	if err != nil {
-		return "", nil, err
+		return declared{}, err
 	}
-	architecture, targets, err = parseConfig(data)
+	d, err := parseConfig(data)
 	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+		return d, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
 	}
-	return architecture, targets, nil
+	return d, nil
 }
 
 // readFile reads a config.json of bounded size.
@@ -339,16 +368,17 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-func parseConfig(data []byte) (architecture string, targets map[string]scheme, err error) {
+func parseConfig(data []byte) (d declared, err error) {
 	var c config
 	if err := json.Unmarshal(data, &c); err != nil {
-		return "", nil, err
+		return d, err
 	}
 	if len(c.Architectures) > 0 {
-		architecture = c.Architectures[0]
+		d.architecture = c.Architectures[0]
 	}
-	targets, err = c.targets()
-	return architecture, targets, err
+	d.weights = c.Own.Weights
+	d.targets, err = c.targets()
+	return d, err
 }
 
 func (c config) targets() (map[string]scheme, error) {
@@ -390,8 +420,9 @@ func (c config) targets() (map[string]scheme, error) {
 // scheme returns the group's scheme, given the name of its layout.
 func (g group) scheme(format string) (scheme, error) {
 	w := g.Weights
-	f, known := formatOf(format)
-	s := scheme{format: f, bits: w.Bits, granularity: layer.Granularity(w.Strategy), symmetric: w.Symmetric}
+	name, sparse := strings.CutPrefix(format, sparsePrefix)
+	f, known := formatOf(name)
+	s := scheme{format: f, bits: w.Bits, granularity: layer.Granularity(w.Strategy), symmetric: w.Symmetric, sparse: sparse}
 	if f == layer.NVFP4 && w.Strategy == tensorGroup {
 		s.granularity = layer.PerGroup
 	}

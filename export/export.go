@@ -45,6 +45,77 @@
 // in×out (their codes are out×in like all others), and "fettle.shapes" tells the
 // shapes of NVFP4 and MXFP4 weights that are no matrices.
 //
+// # Pruned weights
+//
+// Where only the n survivors of a weight are stored, they stand row after row in one
+// line, without a gap between rows, and beside them a mask. What else a weight of
+// codes has (scales, zero points, global scale) is that of all its rows; NAME_shape
+// is left out. The survivors are
+//
+//	NAME_packed   codes: int32 [⌈n·bits/32⌉] on an integer grid, packed like one row
+//	              above; F8_E4M3 [n]; uint8 [⌈n/2⌉] for E2M1, the first in the low
+//	              nibble
+//	NAME_values   values: [n] of their type
+//
+// and the mask is one of
+//
+//	NAME_bitmask  uint8 [rows, ⌈cols/8⌉]: column c of a row survives if bit c%8 of
+//	              byte c/8 is set
+//	NAME_pattern  uint8 [rows, ⌈groups·w/8⌉] for an N:M pattern: of each group of M
+//	              inputs the number of its set of survivors among all sets of N, in
+//	              w = ⌈log2 (M over N)⌉ bits, least significant first. Sets are
+//	              numbered from 0 as their masks are ordered as binary numbers: of
+//	              2:4, in 3 bits, {0,1} {0,2} {1,2} {0,3} {1,3} {2,3}. A row's last
+//	              group of k < M inputs has ⌈N·k/M⌉ survivors, and sets of its own.
+//	NAME_columns, NAME_counts
+//	              the column of each survivor, and the survivors of each row: uint8,
+//	              uint16 or uint32, whichever is the first to hold cols
+//
+// Values of a linear layer P.weight under a bitmask have compressed-tensors'
+// layouts and names instead: sparse-bitmask,
+//
+//	P.compressed   [n], as above      P.bitmask  as above
+//	P.row_offsets  int64 [rows], the survivors before each row
+//	P.shape        int64 [2]
+//
+// or, where the spec names the pattern 2:4, sparse-24-bitmask: P.compressed is
+// [rows, cols/2], P.shape [2, 1], and there is no P.row_offsets.
+//
+// Weights that are pruned and stored in full (MaskNone) look like others; pruned are
+// those that are 0, which survivors may be too. Values stored in full keep their
+// name and the checkpoint's shape.
+//
+// # Low-rank terms
+//
+// B·A, which is to be added to the weight, stands beside it under LoRA's names with
+// scaling 1, P being the whole NAME where that does not end in ".weight":
+//
+//	P.lora_A.weight  [rank, cols]; [rank, in, height, width] for a convolution
+//	P.lora_B.weight  [rows, rank]; [rows, rank, 1, 1] for a convolution
+//
+// Factors of codes, which have one scale for each component and no zero points, are
+//
+//	P.lora_A.weight_packed  int32 [rank, ⌈cols·bits/32⌉], packed as above
+//	P.lora_A.weight_scale   [rank, 1]
+//	P.lora_B.weight_packed  int32 [rank, ⌈rows·bits/32⌉], that is transposed: one row
+//	                        for each component
+//	P.lora_B.weight_scale   [rank, 1]
+//
+// The sum is that of layer.Solution.Weight. Values stored in full may have the term
+// merged into them (LowRank.Merged): then they are the sum, rounded once to their
+// type, and there are no factors.
+//
+// # What config.json tells of them
+//
+// The format of a config group whose weights are stored as survivors is that of all
+// weights with "sparse-" before it, which no other reader knows and so refuses.
+// sparsity_config is filled in where all weights in compressed-tensors' own sparse
+// layouts have the same one. Everything else, and whatever is not a plain weight of
+// codes, stands under the key "fettle", by weight: the dtype of values, the mask's
+// layout, the exact number of survivors, the pattern [N, M], the shape of a weight
+// stored as survivors, and rank, type and bits of the factors. A reader that ignores
+// that key takes a weight with factors for one without.
+//
 // # Dense output
 //
 // One safetensors or PyTorch file with the original's names, shapes and dtypes,
@@ -218,27 +289,39 @@ func checkSolution(spec Spec, s *layer.Solution) error {
 	if s == nil {
 		return bad(spec.Name, ErrInput, "solution is nil")
 	}
-	if got := SpecOf(spec.Name, spec.Shape, s); !reflect.DeepEqual(got, spec) {
+	got := SpecOf(spec.Name, spec.Shape, s)
+	got.Pruned, got.LowRank = spec.Pruned, spec.LowRank // which are looked at below
+	if !reflect.DeepEqual(got, spec) {
 		return bad(spec.Name, ErrInput, "solution is %+v, its spec says %+v", got, spec)
+	}
+	for i, v := range s.Values {
+		if !finite(v) {
+			return badAt(spec.Name, i, ErrNotFinite, "value %v", v)
+		}
 	}
 	for i, v := range s.Grid.Scales {
 		if !finite(v) || !finite(v*spec.limit()) {
 			return badAt(spec.Name, i, ErrNotFinite, "scale %v", v)
 		}
 	}
-	if err := s.Grid.Check(s.Rows, s.Cols); err != nil {
+	if err := s.Check(); err != nil {
+		return badSolution(spec.Name, ErrInput, err)
+	}
+	if err := spec.checkMask(s.Mask); err != nil {
 		return bad(spec.Name, ErrInput, "%v", err)
 	}
-	if len(s.Codes) != s.Rows*s.Cols {
-		return bad(spec.Name, ErrInput, "%d codes for %d×%d", len(s.Codes), s.Rows, s.Cols)
-	}
-	lo, hi := s.Grid.Range()
-	for i, c := range s.Codes {
-		if int(c) < lo || int(c) > hi {
-			return badAt(spec.Name, i, ErrInput, "code %d outside %d…%d", c, lo, hi)
-		}
+	if err := spec.LowRank.fits(s.LowRank); err != nil {
+		return bad(spec.Name, ErrInput, "%v", err)
 	}
 	return nil
+}
+
+// badSolution returns what layer finds wrong with a solution as a TensorError.
+func badSolution(name string, kind, err error) error {
+	if one := (*layer.WeightError)(nil); errors.As(err, &one) {
+		return badAt(name, one.Index, kind, "%s", one.Reason)
+	}
+	return bad(name, kind, "%v", err)
 }
 
 // writable reports whether computed values can be written as d.
@@ -311,7 +394,7 @@ func (s *source) dense(t loader.Tensor) ([]byte, error) {
 		return nil, err
 	}
 	s.raw = grow(s.raw, int(t.Bytes()))
-	s.values = grow(s.values, len(solution.Codes))
+	s.values = grow(s.values, solution.Rows*solution.Cols)
 	solution.Weight(s.values)
 	return s.raw, s.convert(t, s.values)
 }

@@ -44,7 +44,7 @@ func Open(ctx context.Context, path string) (*Model, error) {
 	} else {
 		dir = filepath.Dir(path)
 	}
-	architecture, targets, err := readConfig(filepath.Join(dir, ConfigName))
+	config, err := readConfig(filepath.Join(dir, ConfigName))
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +52,8 @@ func Open(ctx context.Context, path string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{file: file, architecture: architecture, specs: map[string]Spec{}}
-	if err := m.arrange(targets); err != nil {
+	m := &Model{file: file, architecture: config.architecture, specs: map[string]Spec{}}
+	if err := m.arrange(config); err != nil {
 		_ = file.Close() // the error that matters is the one returned
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -73,7 +73,7 @@ func modelFile(dir string) string {
 }
 
 // arrange finds the compressed weights and lists all tensors as if dense.
-func (m *Model) arrange(targets map[string]scheme) error {
+func (m *Model) arrange(config declared) error {
 	names := map[string]dtype.DType{}
 	for _, t := range m.file.Tensors() {
 		names[t.Name] = t.DType
@@ -83,26 +83,48 @@ func (m *Model) arrange(targets map[string]scheme) error {
 		return err
 	}
 	weightOf := map[string]string{} // the weight that a tensor belongs to
-	for _, target := range slices.Sorted(maps.Keys(targets)) {
-		s := targets[target]
-		weight, err := resolve(target, s.format, names)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
-		_, twice := m.specs[weight]
-		if _, dense := names[weight]; twice || dense && s.format != layer.FP8 {
+	add := func(weight string, s scheme) error {
+		if _, twice := m.specs[weight]; twice {
 			return bad(weight, ErrCorrupt, "stands there twice")
 		}
-		spec, err := m.readSpec(weight, s, notes)
+		spec, err := m.readSpec(weight, s, config.weights[weight], notes)
 		if err != nil {
 			return err
 		}
 		m.specs[weight] = spec
 		for _, t := range spec.tensors(nil) {
+			if _, taken := weightOf[t.Name]; taken {
+				return bad(t.Name, ErrCorrupt, "belongs to two weights")
+			}
 			weightOf[t.Name] = weight
 		}
+		if _, dense := names[weight]; dense && weightOf[weight] != weight {
+			return bad(weight, ErrCorrupt, "stands there twice")
+		}
+		return nil
 	}
-	if name := orphan(names, func(name string) bool { _, ok := m.specs[name]; return ok }); name != "" {
+	for _, target := range slices.Sorted(maps.Keys(config.targets)) {
+		weight, err := resolve(target, config.targets[target], names)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+		if err := add(weight, config.targets[target]); err != nil {
+			return err
+		}
+	}
+	for _, weight := range slices.Sorted(maps.Keys(config.weights)) {
+		if _, ok := m.specs[weight]; ok {
+			continue // a target's
+		}
+		entry := config.weights[weight]
+		if entry.Values == "" {
+			return bad(weight, ErrCorrupt, "has codes by %s's key %q, but no config group targets %q", ConfigName, ownKey, moduleOf(weight))
+		}
+		if err := add(weight, scheme{sparse: entry.Mask != MaskNone}); err != nil {
+			return err
+		}
+	}
+	if name := orphan(names, func(name string) bool { _, ok := weightOf[name]; return ok }); name != "" {
 		return bad(name, ErrCorrupt, "is stored compressed but no config group targets %q", moduleOf(name))
 	}
 	for _, t := range m.file.Tensors() {
@@ -117,7 +139,7 @@ func (m *Model) arrange(targets map[string]scheme) error {
 }
 
 func (s Spec) denseTensor(dtypes map[string]dtype.DType) loader.Tensor {
-	t := loader.Tensor{Name: s.Name, DType: s.ScaleType, Shape: s.Shape}
+	t := loader.Tensor{Name: s.Name, DType: s.storedType(), Shape: s.Shape}
 	if !writable(t.DType) {
 		t.DType = dtype.F32 // of scales in 8 bits; the metadata knows better
 	}
@@ -166,14 +188,24 @@ const maxDims = 8
 
 // readSpec reads a compressed weight's shape and holds all its tensors against
 // it.
-func (m *Model) readSpec(name string, s scheme, notes notes) (spec Spec, err error) {
+func (m *Model) readSpec(name string, s scheme, entry storage, notes notes) (spec Spec, err error) {
 	spec = Spec{
 		Name: name, Transposed: notes.transposed[name],
 		Format: s.format, Bits: s.bits, Granularity: s.granularity, GroupSize: s.groupSize, Symmetric: s.symmetric,
 	}
-	if s.format == layer.Integer {
+	if err := entry.apply(&spec); err != nil {
+		return spec, bad(name, ErrCorrupt, "%v", err)
+	}
+	if spec.masked() != s.sparse {
+		return spec, bad(name, ErrCorrupt, "mask layout %q, its config group's format %q", entry.Mask, s.formatName())
+	}
+	switch {
+	case spec.masked():
+	case spec.valued():
+		spec.Shape, err = m.plainShape(name)
+	case s.format == layer.Integer:
 		spec.Shape, err = m.readShape(name + shapeSuffix)
-	} else {
+	default:
 		spec.Shape, err = m.codesShape(spec, notes.shapes[name])
 	}
 	if err != nil {
@@ -187,11 +219,13 @@ func (m *Model) readSpec(name string, s scheme, notes notes) (spec Spec, err err
 	if spec.Transposed {
 		spec.Rows, spec.Cols = spec.Cols, spec.Rows
 	}
-	scale, ok := m.file.Lookup(name + scaleSuffix)
-	if !ok {
-		return spec, bad(name+scaleSuffix, ErrCorrupt, "is missing")
+	if !spec.valued() {
+		scale, ok := m.file.Lookup(name + scaleSuffix)
+		if !ok {
+			return spec, bad(name+scaleSuffix, ErrCorrupt, "is missing")
+		}
+		spec.ScaleType = spec.Format.ScaleType(scale.DType)
 	}
-	spec.ScaleType = spec.Format.ScaleType(scale.DType)
 	if err := spec.check(ErrCorrupt); err != nil {
 		return spec, err
 	}
@@ -221,6 +255,15 @@ func (m *Model) readShape(name string) (shape []int, err error) {
 	return shape, nil
 }
 
+// plainShape returns the shape of a weight whose values stand under its own name.
+func (m *Model) plainShape(name string) ([]int, error) {
+	t, ok := m.file.Lookup(name)
+	if !ok {
+		return nil, bad(name, ErrCorrupt, "is missing")
+	}
+	return slices.Clone(t.Shape), nil
+}
+
 // codesShape returns the shape of a floating-point weight from that of its
 // codes, or as the metadata tells it.
 func (m *Model) codesShape(spec Spec, told []int) ([]int, error) {
@@ -244,6 +287,20 @@ func (m *Model) codesShape(spec Spec, told []int) ([]int, error) {
 	return shape, nil
 }
 
+// checkShape compares a tensor that holds a shape with the shape.
+func (m *Model) checkShape(name string, want []int) error {
+	raw, err := m.read(name)
+	if err != nil {
+		return err
+	}
+	for i, d := range want {
+		if got := binary.LittleEndian.Uint64(raw[8*i:]); got != uint64(d) {
+			return badAt(name, i, ErrCorrupt, "dimension %d, want %d", int64(got), d)
+		}
+	}
+	return nil
+}
+
 func (m *Model) checkTensors(spec Spec) error {
 	for _, want := range spec.tensors(nil) {
 		got, ok := m.file.Lookup(want.Name)
@@ -252,6 +309,11 @@ func (m *Model) checkTensors(spec Spec) error {
 		}
 		if got.DType != want.DType || !slices.Equal(got.Shape, want.Shape) {
 			return bad(want.Name, ErrCorrupt, "%s %v, want %s %v", got.DType, got.Shape, want.DType, want.Shape)
+		}
+	}
+	if known := spec.compressedTensorsSparse(); known != "" {
+		if err := m.checkShape(moduleOf(spec.Name)+ctShape, spec.Shape); err != nil {
+			return err
 		}
 	}
 	if spec.Symmetric {
@@ -274,6 +336,7 @@ func (m *Model) SourceConfig() ([]byte, error) {
 		return nil, err
 	}
 	delete(config, "quantization_config")
+	delete(config, ownKey)
 	delete(config, "written_by")
 	return json.Marshal(config)
 }
@@ -327,41 +390,53 @@ func (m *Model) ReadFloat32(name string, dst []float32) error {
 	return nil
 }
 
-// Solution reads the codes and the grid of a compressed weight. What the file
-// does not hold (method, bias, errors) is zero.
+// Solution reads the codes and the grid of a compressed weight, or its values, its
+// mask where that is stored, and its low-rank factors, unless they are merged into
+// the values. What the file does not hold (method, bias, errors) is zero.
 func (m *Model) Solution(name string) (*layer.Solution, error) {
 	spec, ok := m.specs[name]
 	if !ok {
 		return nil, bad(name, ErrInput, "is not compressed")
 	}
-	s := &layer.Solution{Layer: name, Rows: spec.Rows, Cols: spec.Cols, Transposed: spec.Transposed, Grid: layer.Grid{
-		Format: spec.Format, Bits: spec.Bits, Granularity: spec.Granularity, GroupSize: spec.GroupSize,
-		Symmetric: spec.Symmetric, ScaleType: spec.ScaleType,
-	}}
+	s := &layer.Solution{Layer: name, Rows: spec.Rows, Cols: spec.Cols, Transposed: spec.Transposed, ValueType: spec.ValueType}
 	var err error
-	if s.Grid.Scales, s.Grid.Global, err = m.readScales(spec); err != nil {
+	if s.Mask, err = m.readMask(spec); err != nil {
 		return nil, err
 	}
-	if s.Grid.Zeros, err = m.readZeros(spec); err != nil {
+	if s.LowRank, err = m.readLowRank(spec); err != nil {
 		return nil, err
 	}
-	if err := s.Grid.Check(spec.Rows, spec.Cols); err != nil {
-		return nil, bad(name, ErrCorrupt, "%v", err)
+	if spec.valued() {
+		s.Values, err = m.readValues(spec, s.Mask)
+	} else {
+		err = m.readOnGrid(s, spec)
 	}
-	codes := spec.codesName()
-	packed, err := m.read(codes)
 	if err != nil {
 		return nil, err
 	}
-	s.Codes = make([]int8, spec.Rows*spec.Cols)
-	if err := spec.unpack(s.Codes, packed); err != nil {
-		var nan *pack.NaNError
-		if errors.As(err, &nan) {
-			return nil, badAt(codes, nan.Index, ErrNotFinite, "in %s", dtype.F8E4M3)
-		}
-		return nil, bad(codes, ErrCorrupt, "%v", err)
+	if err := s.Check(); err != nil {
+		return nil, badSolution(name, ErrCorrupt, err)
 	}
 	return s, nil
+}
+
+// readOnGrid reads a solution's grid and its codes.
+func (m *Model) readOnGrid(s *layer.Solution, spec Spec) (err error) {
+	s.Grid = layer.Grid{
+		Format: spec.Format, Bits: spec.Bits, Granularity: spec.Granularity, GroupSize: spec.GroupSize,
+		Symmetric: spec.Symmetric, ScaleType: spec.ScaleType,
+	}
+	if s.Grid.Scales, s.Grid.Global, err = m.readScales(spec); err != nil {
+		return err
+	}
+	if s.Grid.Zeros, err = m.readZeros(spec); err != nil {
+		return err
+	}
+	if err := s.Grid.Check(spec.Rows, spec.Cols); err != nil {
+		return bad(spec.Name, ErrCorrupt, "%v", err)
+	}
+	s.Codes, err = m.readCodes(spec, &s.Grid, s.Mask)
+	return err
 }
 
 // readScales reads a weight's scales, NVFP4's as layer.Grid has them, and its

@@ -311,11 +311,11 @@ func FuzzConfig(f *testing.F) {
 	f.Add(data)
 	f.Add([]byte(`{"quantization_config":{"config_groups":{"a":{"weights":{}}}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, targets, err := parseConfig(data)
+		config, err := parseConfig(data)
 		if err != nil {
 			return
 		}
-		for target, s := range targets {
+		for target, s := range config.targets {
 			if err := s.check(); err != nil {
 				t.Errorf("%s: %v", target, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"math"
@@ -20,29 +21,54 @@ import (
 // Spec says how a layer's weight is stored, without its codes: enough for
 // exact sizes.
 type Spec struct {
-	Name        string // the weight tensor's name, e.g. module.conv1.weight
-	Shape       []int  // its shape as stored in the checkpoint
-	Rows, Cols  int    // of its out×in matrix
-	Transposed  bool   // the checkpoint stores it as in×out
+	Name       string // the weight tensor's name, e.g. module.conv1.weight
+	Shape      []int  // its shape as stored in the checkpoint
+	Rows, Cols int    // of its out×in matrix
+	Transposed bool   // the checkpoint stores it as in×out
+
+	// How its codes are stored; all zero where the weight is stored as values.
 	Format      layer.Format
 	Bits        int
 	Granularity layer.Granularity
 	GroupSize   int // 0 unless PerGroup
 	Symmetric   bool
 	ScaleType   dtype.DType
+
+	// ValueType is the type of a weight that is stored as values; Invalid for codes.
+	ValueType dtype.DType
+
+	Pruned  Sparsity // the zero value for a weight that is not pruned
+	LowRank LowRank  // the zero value for a weight without a low-rank term
 }
 
-// SpecOf returns how a solution will be stored.
+// valued reports whether the weight is stored as values and not as codes.
+func (s Spec) valued() bool { return s.ValueType != dtype.Invalid }
+
+// masked reports whether only survivors are stored.
+func (s Spec) masked() bool { return s.Pruned.Layout != MaskNone }
+
+// plain reports whether the weight keeps its name and shape, with other values.
+func (s Spec) plain() bool { return s.valued() && !s.masked() }
+
+// SpecOf returns how a solution will be stored: in the smallest layout where it is
+// pruned, without a look for a pattern, and its low-rank term as factors.
 func SpecOf(name string, shape []int, s *layer.Solution) Spec {
-	return Spec{
+	spec := Spec{
 		Name: name, Shape: shape, Rows: s.Rows, Cols: s.Cols,
 		Format: s.Grid.Format, Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
 		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType, Transposed: s.Transposed,
+		ValueType: s.ValueType, LowRank: lowRankOf(s.LowRank),
 	}
+	if s.Mask != nil {
+		spec.Pruned.Survivors = s.Mask.Survivors()
+		return spec.Smallest()
+	}
+	return spec
 }
 
-// Bytes returns the bytes of the tensors that replace the weight: codes,
-// scales, zero points or global scale, and shape, without the file's header.
+// Bytes returns the bytes of the tensors that replace the weight: codes or values,
+// mask, scales, zero points or global scale, shape, and low-rank factors, without
+// the file's header.
 func (s Spec) Bytes() int64 {
 	return dataBytes(s.tensors(nil))
 }
@@ -68,9 +94,33 @@ func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []saf
 			return write(w, found)
 		}
 	}
-	codes := safetensors.Source{Name: s.codesName(), Write: from(s.writeCodes)}
-	codes.DType, codes.Shape = s.codesLayout()
-	list := []safetensors.Source{codes, {
+	list := []safetensors.Source{s.weightSource(from)}
+	list = append(list, s.maskSources(from)...)
+	if !s.valued() {
+		list = append(list, s.gridSources(from)...)
+	}
+	return append(list, s.lowRankSources(from)...)
+}
+
+// weightSource is the tensor of the codes or the values.
+func (s Spec) weightSource(from func(func(io.Writer, *layer.Solution) error) func(io.Writer) error) safetensors.Source {
+	if s.masked() {
+		t := s.survivorsSource()
+		t.Write = from(s.writeSurvivors)
+		return t
+	}
+	t := safetensors.Source{Name: s.codesName(), Write: from(s.writeCodes)}
+	if s.plain() {
+		t.DType, t.Shape, t.Write = s.ValueType, s.Shape, from(s.writePlain)
+	} else {
+		t.DType, t.Shape = s.codesLayout()
+	}
+	return t
+}
+
+// gridSources are the tensors of the codes' grid, and of their shape.
+func (s Spec) gridSources(from func(func(io.Writer, *layer.Solution) error) func(io.Writer) error) []safetensors.Source {
+	list := []safetensors.Source{{
 		Name: s.Name + scaleSuffix, DType: s.storedScaleType(), Shape: s.scaleShape(),
 		Write: from(s.writeScales),
 	}}
@@ -80,7 +130,7 @@ func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []saf
 			Write: from(s.writeGlobal),
 		})
 	}
-	if s.Format == layer.Integer {
+	if s.Format == layer.Integer && !s.masked() {
 		list = append(list, safetensors.Source{
 			Name: s.Name + shapeSuffix, DType: dtype.I64, Shape: []int{len(s.Shape)},
 			Write: s.writeShape,
@@ -94,11 +144,21 @@ func (s Spec) tensors(solution func(name string) (*layer.Solution, error)) []saf
 	return list
 }
 
-// codesName returns the name of the tensor that holds the codes.
-func (s Spec) codesName() string { return codesName(s.Name, s.Format) }
+// codesName returns the name of the tensor that holds the codes or the values.
+func (s Spec) codesName() string {
+	switch {
+	case s.plain():
+		return s.Name
+	case s.compressedTensorsSparse() != "":
+		return moduleOf(s.Name) + ctCompressed
+	case s.valued():
+		return s.Name + valuesSuffix
+	}
+	return codesName(s.Name, s.scheme())
+}
 
-func codesName(weight string, f layer.Format) string {
-	if f == layer.FP8 {
+func codesName(weight string, s scheme) string {
+	if s.format == layer.FP8 && !s.sparse {
 		return weight
 	}
 	return weight + packedSuffix
@@ -268,13 +328,11 @@ func (s Spec) fits(t loader.Tensor) error {
 // check reports what makes the spec inconsistent in itself, as an error of the
 // given kind.
 func (s Spec) check(kind error) error {
-	if err := s.scheme().check(); err != nil {
+	if err := s.checkWeights(); err != nil {
 		return bad(s.Name, kind, "%v", err)
 	}
 	n, ok := product(s.Shape)
 	switch {
-	case s.ScaleType != s.Format.ScaleType(s.ScaleType) || (s.Format.ScaleType(dtype.Invalid) == dtype.Invalid && !writable(s.ScaleType)):
-		return bad(s.Name, kind, "scales of dtype %s", s.ScaleType)
 	case s.Format.GroupSize() > 0 && s.Cols%s.Format.GroupSize() != 0:
 		return bad(s.Name, kind, "%d inputs are not groups of %d, as %s has them", s.Cols, s.Format.GroupSize(), s.Format)
 	case !ok || n == 0 || len(s.Shape) == 0:
@@ -283,6 +341,32 @@ func (s Spec) check(kind error) error {
 		return bad(s.Name, kind, "shape %v is not that of a transposed %d×%d matrix", s.Shape, s.Rows, s.Cols)
 	case !s.Transposed && (s.Rows != s.Shape[0] || s.Cols != n/s.Rows):
 		return bad(s.Name, kind, "shape %v is not that of a %d×%d matrix", s.Shape, s.Rows, s.Cols)
+	}
+	if err := s.Pruned.check(s.Rows, s.Cols); err != nil {
+		return bad(s.Name, kind, "%v", err)
+	}
+	if err := s.LowRank.check(s); err != nil {
+		return bad(s.Name, kind, "%v", err)
+	}
+	return nil
+}
+
+// checkWeights reports what is wrong with the kind of the codes or values.
+func (s Spec) checkWeights() error {
+	if s.valued() {
+		switch {
+		case !writable(s.ValueType):
+			return fmt.Errorf("values of dtype %s", s.ValueType)
+		case s.scheme() != scheme{sparse: s.masked()} || s.ScaleType != dtype.Invalid:
+			return fmt.Errorf("both values and a grid of codes")
+		}
+		return nil
+	}
+	if err := s.scheme().check(); err != nil {
+		return err
+	}
+	if s.ScaleType != s.Format.ScaleType(s.ScaleType) || (s.Format.ScaleType(dtype.Invalid) == dtype.Invalid && !writable(s.ScaleType)) {
+		return fmt.Errorf("scales of dtype %s", s.ScaleType)
 	}
 	return nil
 }
@@ -345,15 +429,31 @@ func checkNames(list []safetensors.Source, specs map[string]Spec) error {
 		}
 		names[t.Name] = t.DType
 	}
+	owned := map[string]bool{}
 	for name, spec := range specs {
-		if weight, err := resolve(moduleOf(name), spec.Format, names); err != nil || weight != name {
+		for _, t := range spec.tensors(nil) {
+			owned[t.Name] = true
+		}
+		if spec.valued() {
+			continue // config.json names the tensor itself
+		}
+		if weight, err := resolve(moduleOf(name), spec.scheme(), names); err != nil || weight != name {
 			return bad(name, ErrInput, "the names of the checkpoint would make it ambiguous which tensor is compressed")
 		}
 	}
-	if name := orphan(names, func(name string) bool { _, ok := specs[name]; return ok }); name != "" {
+	if name := orphan(names, func(name string) bool { return owned[name] }); name != "" {
 		return bad(name, ErrInput, "the checkpoint holds this weight compressed already")
 	}
 	return nil
+}
+
+// storedType is the type of the weight's values or scales, which is the original
+// weight's where the metadata tells of no other.
+func (s Spec) storedType() dtype.DType {
+	if s.valued() {
+		return s.ValueType
+	}
+	return s.ScaleType
 }
 
 // dtypesKey is the metadata key of the original dtypes of compressed weights.
@@ -369,7 +469,7 @@ const shapesKey = "fettle.shapes"
 
 // hidesShape reports whether nothing but the metadata tells the weight's shape.
 func (s Spec) hidesShape() bool {
-	return (s.Format == layer.NVFP4 || s.Format == layer.MXFP4) && len(s.Shape) != 2
+	return (s.Format == layer.NVFP4 || s.Format == layer.MXFP4) && len(s.Shape) != 2 && !s.masked()
 }
 
 // metadata is what a compressed file says of itself: the source's own metadata,
@@ -379,7 +479,7 @@ func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string
 	dtypes, shapes := map[string]string{}, map[string][]int{}
 	var transposed []string
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
-		if t, _ := ckpt.Lookup(name); t.DType != specs[name].ScaleType {
+		if t, _ := ckpt.Lookup(name); t.DType != specs[name].storedType() {
 			dtypes[name] = t.DType.String()
 		}
 		if specs[name].Transposed {

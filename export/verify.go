@@ -98,7 +98,19 @@ func (m *Model) verifySolution(name string, want *layer.Solution) error {
 	if err != nil {
 		return err
 	}
-	if err := verifyEqual(m.specs[name].codesName(), got.Codes, want.Codes); err != nil {
+	spec := m.specs[name]
+	if spec.masked() {
+		if err := verifyEqual(name, got.Mask.Bits, want.Mask.Bits); err != nil {
+			return err
+		}
+	}
+	if err := spec.verifyLowRank(got.LowRank, want.LowRank); err != nil {
+		return err
+	}
+	if spec.valued() {
+		return verifyValues(spec, got, want)
+	}
+	if err := verifyEqual(spec.codesName(), got.Codes, want.Codes); err != nil {
 		return err
 	}
 	if err := verifyEqual(name+globalSuffix, []float32{got.Grid.Global}, []float32{want.Grid.Global}); err != nil {
@@ -108,6 +120,21 @@ func (m *Model) verifySolution(name string, want *layer.Solution) error {
 		return err
 	}
 	return verifyEqual(name+zeroSuffix, got.Grid.Zeros, want.Grid.Zeros)
+}
+
+// verifyValues compares a weight's values, or what its values and low-rank term make
+// together where they are merged.
+func verifyValues(spec Spec, got, want *layer.Solution) error {
+	if !spec.LowRank.Merged {
+		return verifyEqual(spec.codesName(), got.Values, want.Values)
+	}
+	found, sums := make([]float32, spec.Rows*spec.Cols), make([]float32, spec.Rows*spec.Cols)
+	got.Base(found)
+	want.Weight(sums)
+	for i, v := range sums {
+		sums[i] = spec.ValueType.Round(v)
+	}
+	return verifyEqual(spec.codesName(), found, sums)
 }
 
 func verifyEqual[T comparable](name string, got, want []T) error {

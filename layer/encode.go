@@ -23,7 +23,7 @@ import (
 // JSON, what is not a matrix. Any safetensors reader can open them.
 
 // EncodingVersion is the version of the units' layout.
-const EncodingVersion = 2
+const EncodingVersion = 3
 
 // ErrUnit says that a file is not a unit of the wanted kind, or is damaged.
 var ErrUnit = errors.New("not a readable unit")
@@ -88,30 +88,93 @@ func DecodeMoments(r io.ReaderAt, size int64) (*Moments, error) {
 	return m, u.err
 }
 
-type solutionHead struct {
-	Layer       string      `json:"layer"`
-	Method      string      `json:"method"`
-	Rows        int         `json:"rows"`
-	Cols        int         `json:"cols"`
-	Format      Format      `json:"format,omitempty"`
-	Bits        int         `json:"bits"`
-	Granularity Granularity `json:"granularity"`
-	GroupSize   int         `json:"group_size"`
-	Symmetric   bool        `json:"symmetric"`
-	ScaleType   string      `json:"scale_type"`
-	Global      float32     `json:"global_scale,omitempty"`
-	Transposed  bool        `json:"transposed,omitempty"`
-	Errors      Errors      `json:"errors"`
-	Fallbacks   []Fallback  `json:"fallbacks,omitempty"`
+// Vectors are numbers measured of each of some layers.
+type Vectors struct{ Of [][]float64 }
+
+// EncodeVectors writes v as a unit.
+func EncodeVectors(w io.Writer, v *Vectors) error {
+	u := unitWriter{kind: "vectors"}
+	for i, of := range v.Of {
+		u.vector(strconv.Itoa(i), of)
+	}
+	return u.write(w, struct{}{})
 }
 
-// EncodeSolution writes s as a unit.
+// DecodeVectors reads what EncodeVectors wrote.
+func DecodeVectors(r io.ReaderAt, size int64) (*Vectors, error) {
+	u, err := openUnit(r, size, "vectors", &struct{}{})
+	if err != nil {
+		return nil, err
+	}
+	v := &Vectors{Of: make([][]float64, len(u.infos))}
+	for i := range v.Of {
+		v.Of[i] = u.floats(strconv.Itoa(i), u.length(strconv.Itoa(i)))
+	}
+	return v, u.err
+}
+
+type solutionHead struct {
+	Layer       string       `json:"layer"`
+	Method      string       `json:"method"`
+	Rows        int          `json:"rows"`
+	Cols        int          `json:"cols"`
+	Format      Format       `json:"format,omitempty"`
+	Bits        int          `json:"bits"`
+	Granularity Granularity  `json:"granularity"`
+	GroupSize   int          `json:"group_size"`
+	Symmetric   bool         `json:"symmetric"`
+	ScaleType   string       `json:"scale_type"`
+	Global      float32      `json:"global_scale,omitempty"`
+	ValueType   string       `json:"value_type,omitempty"` // of values; none of codes
+	Mask        bool         `json:"mask,omitempty"`
+	LowRank     []factorHead `json:"low_rank,omitempty"` // B, then A
+	Transposed  bool         `json:"transposed,omitempty"`
+	Errors      Errors       `json:"errors"`
+	Fallbacks   []Fallback   `json:"fallbacks,omitempty"`
+}
+
+type factorHead struct {
+	Rank int    `json:"rank"`
+	Type string `json:"type"`
+	Bits int    `json:"bits,omitempty"` // of codes; none of values
+}
+
+// EncodeSolution writes s as a unit. It refuses what Solution.Check does, which a
+// reader would refuse.
 func EncodeSolution(w io.Writer, s *Solution) error {
+	if err := s.Check(); err != nil {
+		return fmt.Errorf("layer %s: %w", s.Layer, err)
+	}
 	u := unitWriter{kind: "solution"}
-	u.add("codes", dtype.I8, []int{s.Rows, s.Cols}, int8Bytes(s.Codes))
-	u.add("scales", dtype.F32, []int{len(s.Grid.Scales)}, float32Bytes(s.Grid.Scales))
+	head := solutionHead{
+		Layer: s.Layer, Method: s.Method, Rows: s.Rows, Cols: s.Cols,
+		Format: s.Grid.Format, Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
+		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType.String(), Global: s.Grid.Global,
+		Mask: s.Mask != nil, Transposed: s.Transposed, Errors: s.Errors, Fallbacks: s.Fallbacks,
+	}
+	if s.Values != nil {
+		head.ValueType = s.ValueType.String()
+		if err := u.values("values", s.ValueType, []int{s.Rows, s.Cols}, s.Values); err != nil {
+			return err
+		}
+	} else {
+		u.add("codes", dtype.I8, []int{s.Rows, s.Cols}, int8Bytes(s.Codes))
+		u.add("scales", dtype.F32, []int{len(s.Grid.Scales)}, float32Bytes(s.Grid.Scales))
+	}
 	if s.Grid.Zeros != nil {
 		u.add("zeros", dtype.I8, []int{len(s.Grid.Zeros)}, int8Bytes(s.Grid.Zeros))
+	}
+	if s.Mask != nil {
+		u.add("mask", dtype.U8, []int{s.Mask.Rows, (s.Mask.Cols + 7) / 8}, s.Mask.Bytes())
+	}
+	if s.LowRank != nil {
+		for i, f := range []*Factor{&s.LowRank.B, &s.LowRank.A} {
+			h, err := u.factor(factorNames[i], f)
+			if err != nil {
+				return err
+			}
+			head.LowRank = append(head.LowRank, h)
+		}
 	}
 	if s.Bias != nil {
 		u.vector("bias", s.Bias)
@@ -119,46 +182,60 @@ func EncodeSolution(w io.Writer, s *Solution) error {
 	if s.InputScale != nil {
 		u.vector("input_scale", s.InputScale)
 	}
-	return u.write(w, solutionHead{
-		Layer: s.Layer, Method: s.Method, Rows: s.Rows, Cols: s.Cols,
-		Format: s.Grid.Format, Bits: s.Grid.Bits, Granularity: s.Grid.Granularity, GroupSize: s.Grid.GroupSize,
-		Symmetric: s.Grid.Symmetric, ScaleType: s.Grid.ScaleType.String(), Global: s.Grid.Global, Transposed: s.Transposed,
-		Errors: s.Errors, Fallbacks: s.Fallbacks,
-	})
+	return u.write(w, head)
 }
 
-// DecodeSolution reads what EncodeSolution wrote, and checks that its grid fits
-// and that every code is on it.
+// factorNames are the factors' names in a unit, in the order of the head.
+var factorNames = [2]string{"low_rank.B", "low_rank.A"}
+
+// factor adds a low-rank factor: values, or codes and scales.
+func (u *unitWriter) factor(name string, f *Factor) (factorHead, error) {
+	head := factorHead{Rank: f.Rows, Type: f.Type.String()}
+	if f.Codes == nil {
+		return head, u.values(name, f.Type, []int{f.Rows, f.Cols}, f.Values)
+	}
+	head.Bits = f.Grid.Bits
+	u.add(name, dtype.I8, []int{f.Rows, f.Cols}, int8Bytes(f.Codes))
+	u.add(name+".scales", dtype.F32, []int{len(f.Grid.Scales)}, float32Bytes(f.Grid.Scales))
+	return head, nil
+}
+
+// DecodeSolution reads what EncodeSolution wrote, and checks it as
+// Solution.Check does.
 func DecodeSolution(r io.ReaderAt, size int64) (*Solution, error) {
 	var head solutionHead
 	u, err := openUnit(r, size, "solution", &head)
 	if err != nil {
 		return nil, err
 	}
-	scaleType, err := dtype.Parse(head.ScaleType)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnit, err)
+	if head.Rows < 1 || head.Cols < 1 || head.Rows > math.MaxInt32 || head.Cols > math.MaxInt32 {
+		return nil, fmt.Errorf("%w: a %d×%d weight", ErrUnit, head.Rows, head.Cols)
 	}
 	s := &Solution{
 		Layer: head.Layer, Method: head.Method, Rows: head.Rows, Cols: head.Cols,
-		Grid: Grid{
-			Format: head.Format, Bits: head.Bits, Granularity: head.Granularity, GroupSize: head.GroupSize,
-			Symmetric: head.Symmetric, ScaleType: scaleType, Global: head.Global,
-		},
 		Transposed: head.Transposed, Errors: head.Errors, Fallbacks: head.Fallbacks,
 	}
-	scales, err := u.length("scales")
-	if err != nil || s.Rows < 1 || s.Cols < 1 || s.Rows > math.MaxInt32 || s.Cols > math.MaxInt32 {
-		return nil, fmt.Errorf("%w: no scales, or a %d×%d weight", ErrUnit, s.Rows, s.Cols)
+	if head.ValueType != "" {
+		s.ValueType = u.dtype(head.ValueType)
+		s.Values = u.values("values", s.ValueType, s.Rows*s.Cols)
+	} else {
+		u.codes(s, head)
 	}
-	s.Codes = int8s(u.bytes("codes", dtype.I8, s.Rows*s.Cols))
-	s.Grid.Scales = make([]float32, scales)
-	raw := u.bytes("scales", dtype.F32, scales)
-	if u.err == nil {
-		u.err = dtype.F32.ToFloat32(s.Grid.Scales, raw)
+	if head.Mask {
+		raw := u.bytes("mask", dtype.U8, s.Rows*((s.Cols+7)/8))
+		if u.err == nil {
+			s.Mask, u.err = MaskFromBytes(s.Rows, s.Cols, raw)
+		}
 	}
-	if !head.Symmetric {
-		s.Grid.Zeros = int8s(u.bytes("zeros", dtype.I8, scales))
+	switch len(head.LowRank) {
+	case 0:
+	case 2:
+		s.LowRank = &LowRank{
+			B: u.factor(factorNames[0], head.LowRank[0], s.Rows),
+			A: u.factor(factorNames[1], head.LowRank[1], s.Cols),
+		}
+	default:
+		return nil, fmt.Errorf("%w: %d low-rank factors", ErrUnit, len(head.LowRank))
 	}
 	if _, ok := u.infos["bias"]; ok {
 		s.Bias = u.floats("bias", s.Rows)
@@ -166,23 +243,46 @@ func DecodeSolution(r io.ReaderAt, size int64) (*Solution, error) {
 	if _, ok := u.infos["input_scale"]; ok {
 		s.InputScale = u.floats("input_scale", s.Cols)
 	}
+	if u.err == nil {
+		u.err = s.Check()
+	}
+	if u.err != nil && !errors.Is(u.err, ErrUnit) {
+		u.err = fmt.Errorf("%w: %w", ErrUnit, u.err)
+	}
 	if u.err != nil {
 		return nil, u.err
 	}
-	return s, s.check()
+	return s, nil
 }
 
-func (s *Solution) check() error {
-	if err := s.Grid.Check(s.Rows, s.Cols); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnit, err)
+// codes reads a solution's codes and their grid.
+func (u *unitReader) codes(s *Solution, head solutionHead) {
+	s.Grid = Grid{
+		Format: head.Format, Bits: head.Bits, Granularity: head.Granularity, GroupSize: head.GroupSize,
+		Symmetric: head.Symmetric, ScaleType: u.dtype(head.ScaleType), Global: head.Global,
 	}
-	lo, hi := s.Grid.Range()
-	for i, c := range s.Codes {
-		if int(c) < lo || int(c) > hi {
-			return fmt.Errorf("%w: code %d is %d, outside %d…%d", ErrUnit, i, c, lo, hi)
-		}
+	s.Codes = int8s(u.bytes("codes", dtype.I8, s.Rows*s.Cols))
+	s.Grid.Scales = u.values("scales", dtype.F32, u.length("scales"))
+	if !head.Symmetric {
+		s.Grid.Zeros = int8s(u.bytes("zeros", dtype.I8, len(s.Grid.Scales)))
 	}
-	return nil
+}
+
+// factor reads a low-rank factor of the given columns.
+func (u *unitReader) factor(name string, head factorHead, cols int) Factor {
+	f := Factor{Rows: head.Rank, Cols: cols, Type: u.dtype(head.Type)}
+	if head.Rank < 1 || head.Rank > math.MaxInt32 {
+		u.fail(fmt.Errorf("rank %d", head.Rank))
+		return f
+	}
+	if head.Bits == 0 {
+		f.Values = u.values(name, f.Type, f.Rows*cols)
+		return f
+	}
+	f.Codes = int8s(u.bytes(name, dtype.I8, f.Rows*cols))
+	f.Grid = Grid{Bits: head.Bits, Granularity: PerChannel, Symmetric: true, ScaleType: f.Type}
+	f.Grid.Scales = u.values(name+".scales", dtype.F32, f.Rows)
+	return f
 }
 
 // unitWriter collects the tensors of a unit.
@@ -196,6 +296,16 @@ func (u *unitWriter) add(name string, d dtype.DType, shape []int, data []byte) {
 		Name: name, DType: d, Shape: shape,
 		Write: func(w io.Writer) error { _, err := w.Write(data); return err },
 	})
+}
+
+// values adds values in the type that holds them exactly.
+func (u *unitWriter) values(name string, d dtype.DType, shape []int, v []float32) error {
+	raw := make([]byte, len(v)*d.Size())
+	if err := d.FromFloat32(raw, v); err != nil {
+		return err
+	}
+	u.add(name, d, shape, raw)
+	return nil
 }
 
 func (u *unitWriter) vector(name string, v []float64) {
@@ -260,12 +370,41 @@ func openUnit(r io.ReaderAt, size int64, kind string, head any) (*unitReader, er
 	return u, nil
 }
 
-func (u *unitReader) length(name string) (int, error) {
+// fail keeps the first error.
+func (u *unitReader) fail(err error) {
+	if u.err == nil {
+		u.err = fmt.Errorf("%w: %w", ErrUnit, err)
+	}
+}
+
+func (u *unitReader) dtype(name string) dtype.DType {
+	d, err := dtype.Parse(name)
+	if err != nil {
+		u.fail(err)
+	}
+	return d
+}
+
+func (u *unitReader) length(name string) int {
 	info, ok := u.infos[name]
 	if !ok || len(info.Shape) != 1 {
-		return 0, fmt.Errorf("%w: no vector %q", ErrUnit, name)
+		u.fail(fmt.Errorf("no vector %q", name))
+		return 0
 	}
-	return info.Shape[0], nil
+	return info.Shape[0]
+}
+
+// values reads a tensor of n values of type d.
+func (u *unitReader) values(name string, d dtype.DType, n int) []float32 {
+	raw := u.bytes(name, d, n)
+	if u.err != nil {
+		return nil
+	}
+	v := make([]float32, n)
+	if err := d.ToFloat32(v, raw); err != nil {
+		u.fail(err)
+	}
+	return v
 }
 
 // bytes reads a tensor that must have n elements of type d. The container has
@@ -275,7 +414,7 @@ func (u *unitReader) bytes(name string, d dtype.DType, n int) []byte {
 		return nil
 	}
 	info, ok := u.infos[name]
-	if !ok || info.DType != d || info.End-info.Begin != int64(n)*int64(d.Size()) {
+	if n := int64(n); !ok || info.DType != d || (info.End-info.Begin)%int64(d.Size()) != 0 || (info.End-info.Begin)/int64(d.Size()) != n {
 		u.err = fmt.Errorf("%w: tensor %q is missing or has another shape", ErrUnit, name)
 		return nil
 	}

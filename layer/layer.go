@@ -90,6 +90,10 @@ type Problem struct {
 	// g are rows g·out/Groups … (g+1)·out/Groups−1.
 	Weight blas32.General
 
+	// Type is that of the weight as stored, which pruned weights keep. Methods
+	// that give codes do not look at it.
+	Type dtype.DType
+
 	// ScaleType is the type that scales are stored in, where the grid's format
 	// leaves that open.
 	ScaleType dtype.DType
@@ -105,6 +109,10 @@ type Problem struct {
 	// Start is what steps before have made of the layer, nil for none. Quantizing
 	// begins with its Values, and weights that its Mask lacks stay 0.
 	Start *Solution
+
+	// Aim, out×in, is what the weight should be in place of W or W̃: what is left of
+	// that when a term that will be added is taken away. Empty where none is.
+	Aim blas64.General
 }
 
 // Energy returns ‖Xwᵢ‖² for each output i; nil without moments.
@@ -183,9 +191,12 @@ type Solution struct {
 type Errors struct {
 	Energy  float64 // ‖XWᵀ‖²
 	Solved  float64 // ‖Y* − X̃Ŵᵀ‖² of this solution, less its mean where inputs were centred; Y* is XWᵀ or the residual target
-	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape
+	Nearest float64 // the same for nearest rounding on a min-max grid of the same shape, and where nothing is quantized for magnitude pruning of the same pattern
 	Soft    float64 // AdaRound: of the relaxed weights before they were rounded; else 0
 	Damping float64 // the λ that was added to H's diagonal, relative to its mean
+
+	Pruned float64 `json:",omitempty"` // of the pruned weight, where it was quantized or compensated after
+	Base   float64 `json:",omitempty"` // without the low-rank term, where there is one
 
 	// Bound is what Solved cannot exceed, by the theory of GPFQ and SPFQ; 0 where
 	// no bound is known.
@@ -216,20 +227,58 @@ type Fallback struct {
 }
 
 // Weight writes the rebuilt weight Ŵ to dst, row-major in the shape in which
-// the checkpoint stores it: the values that every reader of the written codes
-// computes, scale·(code − zero point) or scale·value(code) in float32.
-func (s *Solution) Weight(dst []float32) {
+// the checkpoint stores it: Base plus the low-rank term. Of that, an element is
+//
+//	t = (…((0 + b₀·a₀) + b₁·a₁) + …) + bᵣ₋₁·aᵣ₋₁
+//
+// over the components in their order, every product and every sum rounded to
+// float32 and none fused; t is then added to the base in float32. The cost is
+// that of one product of the factors, on the caller alone.
+func (s *Solution) Weight(dst []float32) { s.rebuild(dst, s.LowRank) }
+
+// Base writes the weight without the low-rank term to dst, as Weight does: the
+// values that every reader of the written codes computes, scale·(code − zero
+// point) or scale·value(code) in float32, or those that are stored themselves.
+func (s *Solution) Base(dst []float32) { s.rebuild(dst, nil) }
+
+// RowWriter returns a function that writes rows of the out×in weight, the low-rank term
+// included, as Weight does. It may not be called side by side.
+func (s *Solution) RowWriter() func(r int, dst []float32) {
+	sum := newSum(s.LowRank)
+	return func(r int, dst []float32) {
+		s.baseRow(dst, r)
+		sum.addRow(dst, r)
+	}
+}
+
+// BaseRow writes row r of the out×in weight without the low-rank term.
+func (s *Solution) BaseRow(r int, dst []float32) { s.baseRow(dst, r) }
+
+func (s *Solution) rebuild(dst []float32, add *LowRank) {
+	sum := newSum(add)
 	if !s.Transposed {
 		for r := range s.Rows {
-			s.Grid.Dequantize(dst[r*s.Cols:][:s.Cols], s.Codes[r*s.Cols:][:s.Cols], r)
+			row := dst[r*s.Cols:][:s.Cols]
+			s.baseRow(row, r)
+			sum.addRow(row, r)
 		}
 		return
 	}
 	row := make([]float32, s.Cols)
 	for r := range s.Rows {
-		s.Grid.Dequantize(row, s.Codes[r*s.Cols:][:s.Cols], r)
+		s.baseRow(row, r)
+		sum.addRow(row, r)
 		for c, v := range row {
 			dst[c*s.Rows+r] = v
 		}
 	}
+}
+
+// baseRow writes row r of the out×in weight without the low-rank term.
+func (s *Solution) baseRow(dst []float32, r int) {
+	if s.Values != nil {
+		copy(dst, s.Values[r*s.Cols:][:s.Cols])
+		return
+	}
+	s.Grid.Dequantize(dst, s.Codes[r*s.Cols:][:s.Cols], r)
 }

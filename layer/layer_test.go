@@ -235,7 +235,7 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
-	for _, s := range floatSolutions() {
+	for _, s := range append(floatSolutions(), sparseSolutions()...) {
 		var b bytes.Buffer
 		if err := EncodeSolution(&b, s); err != nil {
 			f.Fatal(err)

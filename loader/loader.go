@@ -74,6 +74,7 @@ type Checkpoint struct {
 	metadata map[string]string
 	root     string
 	unknown  []string
+	view     *viewOf // nil unless this is a view of another checkpoint
 }
 
 // Open opens the checkpoint at path: a file, or a folder that holds
@@ -154,12 +155,16 @@ func (c *Checkpoint) Close() error {
 
 // SHA256 returns the SHA-256 of the weight file in hex. Of several files it is
 // the SHA-256 of their binary hashes, one after the other in the order of the
-// files' names. It reads the files whole.
+// files' names. It reads the files whole. That of a view is of the source's and of
+// what the view takes of it.
 func (c *Checkpoint) SHA256(ctx context.Context) (string, error) {
+	if c.view != nil {
+		return c.view.sha256(ctx, c)
+	}
 	sums := sha256.New()
 	for _, f := range c.files {
 		h := sha256.New()
-		if err := hashFile(ctx, h, f); err != nil {
+		if err := hashReader(ctx, h, f); err != nil {
 			return "", err
 		}
 		if len(c.files) == 1 {
@@ -170,8 +175,8 @@ func (c *Checkpoint) SHA256(ctx context.Context) (string, error) {
 	return hex.EncodeToString(sums.Sum(nil)), nil
 }
 
-// hashFile reads through ReadAt, so that calls do not share a file position.
-func hashFile(ctx context.Context, h hash.Hash, f *os.File) error {
+// hashReader reads through ReadAt, so that calls do not share a file position.
+func hashReader(ctx context.Context, h hash.Hash, f io.ReaderAt) error {
 	buf := make([]byte, 1<<20)
 	for off := int64(0); ; {
 		if err := ctx.Err(); err != nil {

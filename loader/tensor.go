@@ -20,6 +20,11 @@ type Tensor struct {
 	storage *storage
 	offset  int64 // of the first element, in elements
 	strides []int // in elements, one per dimension
+
+	// Of a tensor that a view has cut: the shape before, and the indices that stay
+	// of each axis, nil for all. keep is nil for other tensors.
+	whole []int
+	keep  [][]int
 }
 
 // Elements returns the number of elements.
@@ -168,8 +173,7 @@ func (c *Checkpoint) ReadRowFloat32(name string, row int, dst []float32) error {
 	if t.DType == dtype.C64 {
 		return fmt.Errorf("tensor %q is complex: read its bytes", name)
 	}
-	t.offset += int64(row) * int64(t.strides[0])
-	t.Shape, t.strides = []int{t.Shape[1]}, t.strides[1:]
+	t = t.row(row)
 	return c.explain(name, t.readFloat32(dst))
 }
 
@@ -214,6 +218,13 @@ func (c *Checkpoint) explain(name string, err error) error {
 const chunk = 1 << 20
 
 func (t *Tensor) readFloat32(dst []float32) error {
+	if t.keep != nil {
+		return t.pieces(func(raw []byte) error {
+			n := len(raw) / t.DType.Size()
+			defer func() { dst = dst[n:] }()
+			return t.DType.ToFloat32(dst[:n], raw)
+		})
+	}
 	if !t.contiguous() {
 		raw := make([]byte, t.Bytes())
 		if err := t.readBytes(raw); err != nil {
@@ -239,6 +250,12 @@ func (t *Tensor) readFloat32(dst []float32) error {
 func (t *Tensor) readBytes(dst []byte) error {
 	if len(dst) == 0 {
 		return nil
+	}
+	if t.keep != nil {
+		return t.pieces(func(raw []byte) error {
+			dst = dst[copy(dst, raw):]
+			return nil
+		})
 	}
 	if t.contiguous() {
 		return t.readRun(dst, t.offset)

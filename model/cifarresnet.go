@@ -104,12 +104,13 @@ func (r *resNet) build(width int) {
 
 func (r *resNet) channels(value int) int { return r.g.Values[value].Shape[0] }
 
-// block appends relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)).
+// block appends relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)). The
+// channels between its convolutions are as many as conv1 has filters.
 func (r *resNet) block(name string, x, stride int) int {
-	width := r.s.take(r.prefix+name+".conv1.weight", -1, r.channels(x), 3, 3)[0]
-	y := r.conv(name+".conv1", x, r.prefix+name+".conv1.weight", width, 3, stride, 1)
+	inner := r.s.take(r.prefix+name+".conv1.weight", -1, r.channels(x), 3, 3)[0]
+	y := r.conv(name+".conv1", x, r.prefix+name+".conv1.weight", inner, 3, stride, 1)
 	y = r.relu(name+".relu1", r.batchNorm(name+".bn1", y))
-	r.s.take(r.prefix+name+".conv2.weight", width, width, 3, 3)
+	width := r.s.take(r.prefix+name+".conv2.weight", -1, inner, 3, 3)[0]
 	y = r.conv(name+".conv2", y, r.prefix+name+".conv2.weight", width, 3, 1, 1)
 	y = r.batchNorm(name+".bn2", y)
 	y = r.add(Op{Kind: Add, Name: name + ".add", Inputs: []int{y, r.shortcut(name, x, width, stride)}})

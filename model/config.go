@@ -40,6 +40,7 @@ func (o *Options) chooseByConfig() error {
 	if head.ModelType == nil {
 		return nil
 	}
+	*head.ModelType = strings.TrimPrefix(*head.ModelType, ownPrefix)
 	if o.Architecture != "" && o.Architecture != *head.ModelType {
 		return &OptionError{o.Architecture, "architecture", fmt.Sprintf("config.json says %q", *head.ModelType)}
 	}

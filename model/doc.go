@@ -15,6 +15,10 @@
 // knows where one ends. Hidden and Head keep the logits, tokens × vocabulary,
 // from being whole at once.
 //
+// Sites lists what a graph can do without: blocks, sublayers, heads, channels.
+// They are found by walking it, with all that must be cut along; Remove says what
+// of the tensors and of config.json is left, and builds the smaller model.
+//
 // Each architecture is one file with one builder; see builders in build.go.
 // Families of decoders share the pieces of decoder.go and llama.go.
 package model

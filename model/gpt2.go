@@ -37,21 +37,30 @@ func buildGPT2(tensors []loader.Tensor, o Options) (*Graph, error) {
 		c.fail("activation_function", "%q is not supported", act)
 	}
 	eps, tied := c.eps("layer_norm_epsilon", 1e-5), get(c, "tie_word_embeddings", true)
+	shapeOf := d.blockShapes(BlockShape{heads, heads, inner})
 
 	x := d.embed("wte", tied, &Embedding{Positions: d.prefix + "wpe.weight", MaxPositions: d.g.Context})
 	return d.build(x, func(i, x int) int {
 		name := fmt.Sprintf("h.%d.", i)
-		a := attention
-		if perBlock {
-			a.Scale /= float64(i + 1)
+		shape := shapeOf(i)
+		if shape.Heads > 0 {
+			a := attention
+			a.Heads, a.KVHeads = shape.Heads, shape.KVHeads
+			if perBlock {
+				a.Scale /= float64(i + 1)
+			}
+			q, kv := a.widths()
+			y := d.conv1D(name+"attn.c_attn", d.layerNorm(name+"ln_1", x, eps), q+2*kv)
+			for _, mask := range []string{"attn.bias", "attn.masked_bias"} {
+				d.s.ignore(d.prefix + name + mask) // the causal mask, which old versions stored
+			}
+			y = d.add(Op{Kind: Attend, Name: name + "attn", Inputs: []int{y}, Attention: &a})
+			x = d.sum(name+"attn_sum", x, d.conv1D(name+"attn.c_proj", y, d.hidden))
 		}
-		y := d.conv1D(name+"attn.c_attn", d.layerNorm(name+"ln_1", x, eps), 3*d.hidden)
-		for _, mask := range []string{"attn.bias", "attn.masked_bias"} {
-			d.s.ignore(d.prefix + name + mask) // the causal mask, which old versions stored
+		if shape.Channels == 0 {
+			return x
 		}
-		y = d.add(Op{Kind: Attend, Name: name + "attn", Inputs: []int{y}, Attention: &a})
-		x = d.sum(name+"attn_sum", x, d.conv1D(name+"attn.c_proj", y, d.hidden))
-		y = d.conv1D(name+"mlp.c_fc", d.layerNorm(name+"ln_2", x, eps), inner)
+		y := d.conv1D(name+"mlp.c_fc", d.layerNorm(name+"ln_2", x, eps), shape.Channels)
 		y = d.add(Op{Kind: kind, Name: name + "mlp.act", Inputs: []int{y}})
 		return d.sum(name+"mlp_sum", x, d.conv1D(name+"mlp.c_proj", y, d.hidden))
 	}, func(x int) int {

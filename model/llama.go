@@ -52,12 +52,18 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 		c.fail("hidden_act", "%q is not supported, want silu", act)
 	}
 	kinds := c.layerTypes(d.layers)
-	q, kv := attention.widths()
+	shapeOf := d.blockShapes(BlockShape{heads, attention.KVHeads, inner})
 
 	x := d.embed("embed_tokens", tied, nil)
 	return d.build(x, func(i, x int) int {
 		name := fmt.Sprintf("layers.%d.", i)
+		shape := shapeOf(i)
+		if shape.Heads == 0 {
+			return d.llamaMLP(name, x, shape.Channels, eps, f.mlpBias)
+		}
 		a := attention
+		a.Heads, a.KVHeads = shape.Heads, shape.KVHeads
+		q, kv := a.widths()
 		kind := ""
 		if i < len(kinds) {
 			kind = kinds[i]
@@ -77,11 +83,19 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 		d.s.ignore(d.prefix + name + "self_attn.rotary_emb.inv_freq") // of old versions, not read by new ones
 		y = d.add(Op{Kind: Attend, Name: name + "self_attn", Inputs: qkv, Attention: &a})
 		x = d.sum(name+"attention_sum", x, d.linear(name+"self_attn.o_proj", y, d.hidden, f.outBias, ""))
-		y = d.rmsNorm(name+"post_attention_layernorm", x, eps)
-		return d.sum(name+"mlp_sum", x, d.gatedMLP(name+"mlp.", y, inner, f.mlpBias))
+		return d.llamaMLP(name, x, shape.Channels, eps, f.mlpBias)
 	}, func(x int) int {
 		return d.head(d.rmsNorm("norm", x, eps), tied)
 	})
+}
+
+// llamaMLP appends a block's x + mlp(norm(x)), x itself where it has no channels.
+func (d *decoder) llamaMLP(block string, x, channels int, eps float64, bias bool) int {
+	if channels == 0 {
+		return x
+	}
+	y := d.rmsNorm(block+"post_attention_layernorm", x, eps)
+	return d.sum(block+"mlp_sum", x, d.gatedMLP(block+"mlp.", y, channels, bias))
 }
 
 // gatedMLP appends down(SiLU(gate(x))·up(x)) (Shazeer 2020, SwiGLU).

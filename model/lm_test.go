@@ -541,6 +541,13 @@ func FuzzConfig(f *testing.F) {
 		c, config, _, _ := tiny(f, name)
 		f.Add(config)
 		lists = append(lists, c.Tensors())
+		if g, err := Build(c.Tensors(), Options{Config: config}); err == nil {
+			for _, s := range g.Sites() { // configs of models from which something is removed
+				if m, err := Remove(g, c.Tensors(), Options{Config: config}, []Removal{{Kind: s.Kind, Site: s.Name}}); err == nil && s.Whole() {
+					f.Add(m.Config)
+				}
+			}
+		}
 	}
 	f.Fuzz(func(t *testing.T, config []byte) {
 		for _, list := range lists {

@@ -72,7 +72,7 @@ func (c *compression) scale(ctx context.Context, s *stop, m *layer.Moments) erro
 			if err != nil {
 				return err
 			}
-			problems, options = append(problems, prob), append(options, l.Options)
+			problems, options = append(problems, prob), append(options, *l.Quantize)
 		}
 		scale, err := quantize.InputScales(ctx, c.pool, problems, options)
 		if err != nil {

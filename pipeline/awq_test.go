@@ -294,7 +294,7 @@ func TestAWQKeys(t *testing.T) {
 func TestAWQCannotScale(t *testing.T) {
 	r := stories(t, "method: nearest, bits: 4, awq: true", "")
 	r.Rules = append([]pipeline.Rule{{Match: "*layers.0.self_attn.v_proj"}}, r.Rules...)
-	plan, err := pipeline.MakePlan(context.Background(), r)
+	plan, err := pipeline.MakePlan(context.Background(), r, pipeline.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +314,7 @@ func TestAWQCannotScale(t *testing.T) {
 
 	image := glyphs(t, "method: nearest, bits: 4, awq: true", "on_fallback: fail\n")
 	var fell *pipeline.FallbackError
-	if _, err := pipeline.MakePlan(context.Background(), image); !errors.As(err, &fell) || fell.Fallback.Asked != "awq scaling" {
+	if _, err := pipeline.MakePlan(context.Background(), image, pipeline.Options{}); !errors.As(err, &fell) || fell.Fallback.Asked != "awq scaling" {
 		t.Errorf("on_fallback: fail: %v", err)
 	}
 

@@ -7,15 +7,17 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
-	"gonum.org/v1/gonum/blas/blas32"
-
 	"github.com/fettle-dev/fettle/calibrate"
+	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/loader"
+	"github.com/fettle-dev/fettle/lowrank"
 	"github.com/fettle-dev/fettle/model"
+	"github.com/fettle-dev/fettle/prune"
 	"github.com/fettle-dev/fettle/quantize"
 	"github.com/fettle-dev/fettle/record"
 )
@@ -29,6 +31,11 @@ type compression struct {
 	changed  []bool   // by operation: computes with compressed weights
 	upstream string   // hash of the keys of all solutions that the streams have passed
 	done     int
+
+	// spectra are what low-rank terms would be worth, by weight; nil unless they are
+	// asked for.
+	spectra     map[string]lowrank.Spectrum
+	spectraLock sync.Mutex
 
 	folded map[string][]float32 // normalizations' tensors with AWQ's scales in them
 	divide map[int][]float32    // see streams
@@ -51,7 +58,17 @@ func (s *stop) scaled() bool { return s.layers[0].Scaled }
 
 // compress solves every planned layer in the order of the data.
 func (r *run) compress(ctx context.Context) error {
-	c := &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, divide: map[int][]float32{}}
+	if err := r.chooseRanks(ctx); err != nil {
+		return err
+	}
+	return newCompression(r).solveAll(ctx)
+}
+
+func newCompression(r *run) *compression {
+	return &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, divide: map[int][]float32{}}
+}
+
+func (c *compression) solveAll(ctx context.Context) error {
 	for _, value := range c.stopValues() {
 		stops := c.stopsAt(value)
 		for _, s := range stops {
@@ -61,7 +78,7 @@ func (r *run) compress(ctx context.Context) error {
 		}
 		// Layers that read the same value in different ways must not see each
 		// other's weights: the upstream of the next value grows only now.
-		if r.recipe.Sequential == "none" {
+		if c.recipe.Sequential == "none" {
 			continue // the streams stay the same throughout
 		}
 		for _, s := range stops {
@@ -70,7 +87,7 @@ func (r *run) compress(ctx context.Context) error {
 			}
 		}
 	}
-	maps.Copy(r.weights.replaced, c.folded)
+	maps.Copy(c.weights.replaced, c.folded)
 	return nil
 }
 
@@ -106,7 +123,7 @@ func (c *compression) stopsAt(value int) []*stop {
 		if c.graph.Ops[l.op].Inputs[0] != value {
 			continue
 		}
-		reading := c.readingOf(l.op)
+		reading := readingOf(c.graph, l.op)
 		at := -1
 		for j, s := range stops {
 			if sameReading(s.reading, reading) {
@@ -122,12 +139,12 @@ func (c *compression) stopsAt(value int) []*stop {
 	return stops
 }
 
-func (c *compression) readingOf(i int) calibrate.Reading {
-	op := &c.graph.Ops[i]
+func readingOf(g *model.Graph, i int) calibrate.Reading {
+	op := &g.Ops[i]
 	if op.Conv != nil {
 		return calibrate.Convolution(*op.Conv)
 	}
-	shape := c.graph.Values[op.Inputs[0]].Shape
+	shape := g.Values[op.Inputs[0]].Shape
 	return calibrate.Rows(shape[len(shape)-1], elements(shape))
 }
 
@@ -152,7 +169,7 @@ func (c *compression) solveStop(ctx context.Context, s *stop) error {
 	var missing []int
 	for i, l := range s.layers {
 		sol, ok := load(c.kept, s.keys[i], layer.DecodeSolution)
-		if ok && sol.Rows == l.Spec.Rows && sol.Cols == l.Spec.Cols {
+		if ok && c.spectra == nil && sol.Rows == l.Spec.Rows && sol.Cols == l.Spec.Cols {
 			solutions[i], s.scale = sol, sol.InputScale
 			c.store.reused++
 		} else {
@@ -195,7 +212,7 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 	runtime.GC() // the weights that targets were computed with are large, and dropped
 	factors := quantize.NewFactors(moments)
 	for _, i := range missing {
-		if err := factors.Prepare(ctx, c.pool, s.layers[i].Options); err != nil {
+		if err := c.prepare(ctx, s.layers[i], factors); err != nil {
 			return fmt.Errorf("layer %s: %w", s.layers[i].Name, err)
 		}
 	}
@@ -225,14 +242,14 @@ func (c *compression) setKeys(s *stop) (err error) {
 	var all []any // AWQ's scales depend on all layers that read the value
 	if s.scaled() {
 		for _, l := range s.layers {
-			all = append(all, l.Weight, l.Options, l.Spec.ScaleType)
+			all = append(all, l.Weight, l.Quantize, l.Spec.ScaleType)
 		}
 	}
 	s.keys = make([]string, len(s.layers))
 	for i, l := range s.layers {
 		s.keys[i], err = key(append([]any{
 			"solution", layer.EncodingVersion, quantize.Version, blas.Path, c.record.Source.SHA256,
-			s.key, l.Weight, l.Options, l.Spec.ScaleType,
+			s.key, l.Weight, l.Quantize, l.Spec.ScaleType, l.Prune, prune.Version, l.Compensate, lowrank.Version,
 		}, all...)...)
 		if err != nil {
 			return err
@@ -307,7 +324,7 @@ func (c *compression) energies(ctx context.Context, s *stop) (map[string][]float
 	energy := map[string][]float64{}
 	for _, i := range c.graph.Readers(s.value) {
 		op := &c.graph.Ops[i]
-		if !op.IsLayer() || !sameReading(c.readingOf(i), s.reading) {
+		if !op.IsLayer() || !sameReading(readingOf(c.graph, i), s.reading) {
 			continue
 		}
 		if err := c.streams.stepOriginal(ctx, i); err != nil {
@@ -357,46 +374,6 @@ func elements(shape []int) int {
 	return n
 }
 
-// solve hands one layer, its inputs divided by scale unless that is nil, to its
-// method.
-func (c *compression) solve(ctx context.Context, l *PlanLayer, factors quantize.Factors, m *layer.Moments, scale []float64, fusedMax float64) (*layer.Solution, error) {
-	prob, err := c.problem(l, m)
-	if err != nil {
-		return nil, err
-	}
-	prob.FusedMax = fusedMax
-	if scale != nil {
-		quantize.ScaleWeight(prob.Weight, scale)
-	}
-	s, err := factors.Solve(ctx, c.pool, prob, l.Options)
-	if err != nil {
-		return nil, err
-	}
-	s.Transposed, s.InputScale = l.Spec.Transposed, scale
-	return s, nil
-}
-
-func (c *compression) problem(l *PlanLayer, m *layer.Moments) (*layer.Problem, error) {
-	op := &c.graph.Ops[l.op]
-	w, err := c.weights.original(l.Weight)
-	if err != nil {
-		return nil, err
-	}
-	kind := layer.Linear
-	if op.Conv != nil {
-		kind = layer.Conv2D
-	}
-	if op.Transposed {
-		w = transposed(w, l.Spec.Cols, l.Spec.Rows)
-	}
-	return &layer.Problem{
-		Layer: l.Weight, Kind: kind, Shape: l.Shape, Groups: op.Groups(),
-		Weight:    blas32.General{Rows: l.Spec.Rows, Cols: l.Spec.Cols, Stride: l.Spec.Cols, Data: w},
-		ScaleType: l.Spec.ScaleType,
-		Moments:   m,
-	}, nil
-}
-
 // fusedMaxima returns max|w| over the original weights of all layers of each
 // fusion that some of the given layers are part of, where these need it: NVFP4's
 // global scale is then the same in all, as runtimes that join them want it. All
@@ -405,7 +382,7 @@ func (c *compression) problem(l *PlanLayer, m *layer.Moments) (*layer.Problem, e
 func (c *compression) fusedMaxima(layers []*PlanLayer) (map[string]float64, error) {
 	maxima := map[string]float64{}
 	for _, l := range layers {
-		if _, known := maxima[l.Fusion]; known || l.Fusion == "" || l.Options.Format != layer.NVFP4 {
+		if _, known := maxima[l.Fusion]; known || l.Fusion == "" || l.Spec.Format != layer.NVFP4 {
 			continue
 		}
 		largest := float32(0)
@@ -512,9 +489,33 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 	}
 	entry := record.Layer{
 		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(), Fusion: l.Fusion,
-		Method: s.Method, Format: string(s.Grid.Format), Bits: s.Grid.Bits, Granularity: string(s.Grid.Granularity), GroupSize: s.Grid.GroupSize,
-		Symmetric: s.Grid.Symmetric, Aligned: l.Options.Align, Damping: s.Errors.Damping,
+		Aligned: l.aim().Align, Damping: s.Errors.Damping, Layout: string(l.Spec.Pruned.Layout),
 		Scaled: l.Scaled, SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),
+	}
+	if l.Quantize != nil {
+		entry.Method, entry.Format, entry.Bits = s.Method, string(s.Grid.Format), s.Grid.Bits
+		entry.Granularity, entry.GroupSize, entry.Symmetric = string(s.Grid.Granularity), s.Grid.GroupSize, s.Grid.Symmetric
+	}
+	if p := l.Prune; p != nil {
+		entry.Prune = &record.Prune{
+			Method: string(p.Method), Pattern: p.Pattern.String(), Allocation: string(p.Allocation),
+			Survivors: int64(p.Survivors), Sparsity: l.Sparsity(), RelativeError: relative(s.Errors.Pruned, s.Errors.Energy),
+		}
+		if p.Pattern.Kind == prune.Unstructured {
+			entry.Prune.Scope = string(p.Scope)
+		}
+	}
+	if t := l.Compensate; t != nil && t.Rank > 0 {
+		factors := t.FactorType.String()
+		if t.Bits > 0 {
+			factors = fmt.Sprintf("%d bits", t.Bits)
+		}
+		bare := l.Spec
+		bare.LowRank = export.LowRank{}
+		entry.Compensate = &record.Compensate{
+			Method: string(t.Method), Rank: t.Rank, Factors: factors, Bytes: l.Spec.Bytes() - bare.Bytes(), Merged: t.Merge,
+			RelativeError: relative(s.Errors.Base, s.Errors.Energy),
+		}
 	}
 	if s.Errors.Energy > 0 {
 		solved, nearest := s.Errors.Relative(), s.Errors.NearestRelative()
@@ -531,6 +532,15 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 		entry.Fallbacks = append(entry.Fallbacks, record.Fallback(f))
 	}
 	return entry, nil
+}
+
+// relative returns a pointer to an error over the energy; nil where there is none.
+func relative(e, energy float64) *float64 {
+	if e == 0 || energy == 0 {
+		return nil
+	}
+	e /= energy
+	return &e
 }
 
 // finiteMoments refuses moments of activations that overflowed.

@@ -101,7 +101,7 @@ func (r *run) openData(ctx context.Context) (err error) {
 			if l.needsMoments() {
 				return &RecipeError{
 					File: r.recipe.file, Where: "calibration",
-					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or use method nearest or hqq without align, awq and range awq", l.Name, l.Options.Method),
+					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or use method nearest or hqq without align, awq and range awq", l.Name, l.method()),
 				}
 			}
 		}

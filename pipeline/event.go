@@ -8,6 +8,7 @@ type Stage string
 // The stages, in the order in which a run first enters them.
 const (
 	StageOpen       Stage = "open"       // reading headers, hashing the source, making the plan
+	StageAllocate   Stage = "allocate"   // measuring how much each layer should lose
 	StageOriginal   Stage = "original"   // forward pass of the original stream
 	StageCompressed Stage = "compressed" // forward pass of the compressed stream
 	StageMoments    Stage = "moments"    // second moments of what layers read

@@ -77,17 +77,30 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		moments := groups * (3*8*n*n + 2*4*blas.GramRows*n)
 		// The weight, its target in float64 twice, its codes.
 		layers := out * n * (4 + 2*8 + 1)
-		if m := l.Options.Method; l.Options.ActOrder && (m == quantize.GPFQ || m == quantize.SPFQ) {
-			moments += groups * 2 * 8 * n * n // H and G in the order of the pass
+		if o := l.Quantize; o != nil {
+			if o.ActOrder && (o.Method == quantize.GPFQ || o.Method == quantize.SPFQ) {
+				moments += groups * 2 * 8 * n * n // H and G in the order of the pass
+			}
+			switch o.Method {
+			case quantize.AdaRound:
+				moments += groups * 12 * n * n
+				layers += out * n * 4
+			case quantize.Best:
+				moments += groups * 8 * n * n
+			}
 		}
-		switch l.Options.Method {
-		case quantize.AdaRound:
-			moments += groups * 12 * n * n
-			layers += out * n * 4
-		case quantize.Best:
-			moments += groups * 8 * n * n
+		if l.Prune != nil {
+			// H damped and its inverse, in both precisions; scores, values, and what a
+			// solver works on.
+			moments += groups * 24 * n * n
+			layers += out * n * 40
 		}
-		if l.Options.Residual {
+		if l.Compensate != nil {
+			small := min(out, n)
+			moments += 8 * n * n
+			layers += 24*out*n + 32*small*small
+		}
+		if l.residual() {
 			layers += 8 * out * n
 		}
 		if l.needsMoments() {

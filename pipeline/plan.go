@@ -7,11 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/loader"
+	"github.com/fettle-dev/fettle/lowrank"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/quantize"
 )
@@ -30,23 +33,66 @@ type Plan struct {
 
 // PlanLayer is one layer to compress.
 type PlanLayer struct {
-	Name    string // the layer's name, which rules match
-	Weight  string // its weight tensor's name
-	Shape   []int
-	Fusion  string // layers of the same one must have one format, see model.Op
-	Options quantize.Options
-	Spec    export.Spec
+	Name   string // the layer's name, which rules match
+	Weight string // its weight tensor's name
+	Shape  []int
+	Fusion string // layers of the same one must have one format, see model.Op
+
+	Prune      *LayerPrune       // nil where nothing is pruned
+	Quantize   *quantize.Options // nil where values stay values
+	Compensate *LayerTerm        // nil where nothing is added
+
+	Spec export.Spec
 	// Fallbacks are what the layer's shape alone rules out.
 	Fallbacks []layer.Fallback
 	// Scaled says that AWQ's scales multiply the weight, and that the
 	// normalization before the layer is divided by them.
 	Scaled bool
 
-	op int
+	op    int
+	rule  int    // of the recipe
+	block string // of a transformer, which OWL prunes alike; "" for none
+}
+
+// LayerTerm is the low-rank term of a layer.
+type LayerTerm struct {
+	lowrank.Options
+	Merge bool
 }
 
 // needsMoments reports whether the layer's solution depends on data.
-func (l *PlanLayer) needsMoments() bool { return l.Scaled || l.Options.NeedsMoments() }
+func (l *PlanLayer) needsMoments() bool {
+	return l.Scaled || l.Compensate != nil || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
+}
+
+// method names the layer's methods, for messages.
+func (l *PlanLayer) method() string {
+	var names []string
+	if l.Prune != nil {
+		names = append(names, string(l.Prune.Method))
+	}
+	if l.Quantize != nil {
+		names = append(names, string(l.Quantize.Method))
+	}
+	if l.Compensate != nil {
+		names = append(names, string(l.Compensate.Method))
+	}
+	return strings.Join(names, ", ")
+}
+
+// aim is what the layer's last step before a term aims at.
+func (l *PlanLayer) aim() lowrank.Aim {
+	if o := l.Quantize; o != nil {
+		return lowrank.Aim{Align: o.Align, Residual: o.Residual, Damping: o.Damping, BiasCorrection: o.BiasCorrection, Centre: o.Centre}
+	}
+	o := l.Prune
+	return lowrank.Aim{Align: o.Align, Residual: o.Residual, Damping: o.Damping, BiasCorrection: o.BiasCorrection, Centre: o.Centre}
+}
+
+// residual reports whether a step asks for a residual target.
+func (l *PlanLayer) residual() bool {
+	return l.Quantize != nil && l.Quantize.Residual || l.Prune != nil && l.Prune.Residual
+}
 
 // AverageBits is the mean number of bits of a compressed layer's weight, scales
 // and zero points included.
@@ -77,14 +123,40 @@ func (e *FallbackError) Error() string {
 		e.Layer, e.Fallback.Asked, e.Fallback.Reason, e.Fallback.Got)
 }
 
-// MakePlan opens the recipe's model and says what Run would do with it.
-func MakePlan(ctx context.Context, r *Recipe) (*Plan, error) {
-	ckpt, graph, err := openModel(ctx, r)
-	if err != nil {
+// MakePlan opens the recipe's model and says what Run would do with it. Allocations
+// that look at data run the original model on them.
+func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
+	r := newRun(recipe, o)
+	if err := r.makePlan(ctx, recipe.allocatesOnData()); err != nil {
 		return nil, err
 	}
-	defer ckpt.Close()
-	return makePlan(r, ckpt, graph)
+	return r.plan, r.ckpt.Close()
+}
+
+// makePlan opens the model, and data where asked to, and plans. On an error nothing
+// stays open.
+func (r *run) makePlan(ctx context.Context, data bool) (err error) {
+	if r.ckpt, r.graph, err = openModel(ctx, r.recipe); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = r.ckpt.Close() // only read from
+		}
+	}()
+	if r.plan, err = planLayers(r.recipe, r.ckpt, r.graph); err != nil {
+		return err
+	}
+	if data {
+		if err := r.openData(ctx); err != nil {
+			return err
+		}
+	}
+	r.weights = &weights{ckpt: r.ckpt, keys: map[string]string{}, replaced: map[string][]float32{}}
+	if err := r.plan.allocate(ctx, r.recipe, r.weights, &measurer{r}); err != nil {
+		return err
+	}
+	return r.plan.foretell(r.recipe, r.ckpt, r.graph)
 }
 
 func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph, error) {
@@ -124,7 +196,8 @@ func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph
 	return graph, nil
 }
 
-func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, error) {
+// planLayers says what each layer is to get, but for how much of it is pruned.
+func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, error) {
 	p := &Plan{Architecture: graph.Architecture, SourceBytes: ckpt.Size()}
 	planned := map[string]bool{}
 	for i := range graph.Ops {
@@ -155,10 +228,15 @@ func makePlan(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, er
 			p.Kept = append(p.Kept, t)
 		}
 	}
-	size, err := export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
-	p.WeightBytes, p.Memory = size, p.fixedMemory(graph)
 	p.noteFusions()
-	return p, err
+	return p, nil
+}
+
+// foretell fills in the size and the memory of a plan that is else complete.
+func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (err error) {
+	p.WeightBytes, err = export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
+	p.Memory = p.fixedMemory(graph)
+	return err
 }
 
 // noteFusions notes the first pair of layers that runtimes join into one and
@@ -176,7 +254,7 @@ func (p *Plan) noteFusions() {
 			continue
 		}
 		a, b := other.Spec, l.Spec
-		if a.Format != b.Format || a.Bits != b.Bits || a.Granularity != b.Granularity || a.GroupSize != b.GroupSize || a.Symmetric != b.Symmetric {
+		if a.Format != b.Format || a.ValueType != b.ValueType || a.Bits != b.Bits || a.Granularity != b.Granularity || a.GroupSize != b.GroupSize || a.Symmetric != b.Symmetric {
 			p.Notes = append(p.Notes, fmt.Sprintf("layers %s and %s get different formats, and runtimes join them into one: give them the same format, bits and granularity", other.Name, l.Name))
 			return
 		}
@@ -206,33 +284,79 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", loader.ErrNotFound, op.Weight)
 	}
-	q := r.Rules[at].Steps[0].Quantize
-	rows := op.Outputs
-	cols := int(t.Elements()) / rows
-	options, fallbacks := q.options().Fit(cols)
-	if options.BiasCorrection && biasHolder(graph, i) == "" {
+	l := &PlanLayer{
+		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, op: i, rule: at,
+		Spec: export.Spec{
+			Name: op.Weight, Shape: t.Shape, Rows: op.Outputs, Cols: int(t.Elements()) / op.Outputs, Transposed: op.Transposed,
+		},
+	}
+	if op.Block >= 0 {
+		l.block = strconv.Itoa(op.Block)
+	}
+	prune, quantize, term := r.Rules[at].steps()
+	if quantize == nil {
+		l.Spec.ValueType = t.DType
+	} else if err := l.planQuantize(quantize, graph, t.DType); err != nil {
+		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.quantize.scale_type", at), Reason: err.Error()}
+	}
+	if prune != nil {
+		l.planPrune(prune, graph)
+	}
+	if term != nil {
+		l.planTerm(term, op.Groups())
+	}
+	if len(l.Fallbacks) > 0 && r.OnFallback == "fail" {
+		return nil, &FallbackError{Layer: op.Name, Fallback: l.Fallbacks[0]}
+	}
+	return l, nil
+}
+
+// noBias says that a layer cannot have a bias correction.
+var noBias = layer.Fallback{
+	Asked: "bias correction", Got: "none", Reason: "the layer has no bias, and no batch normalization after it that could hold one",
+}
+
+// planQuantize says which codes a layer stored as d gets.
+func (l *PlanLayer) planQuantize(q *Quantize, graph *model.Graph, d dtype.DType) error {
+	options, fallbacks := q.options().Fit(l.Spec.Cols)
+	l.Fallbacks = append(l.Fallbacks, fallbacks...)
+	if options.BiasCorrection && biasHolder(graph, l.op) == "" {
 		options.BiasCorrection, options.Centre = false, false
 		if q.BiasCorrection != nil { // asked for, not just the method's default
-			fallbacks = append(fallbacks, layer.Fallback{
-				Asked: "bias correction", Got: "none", Reason: "the layer has no bias, and no batch normalization after it that could hold one",
-			})
+			l.Fallbacks = append(l.Fallbacks, noBias)
 		}
 	}
-	if len(fallbacks) > 0 && r.OnFallback == "fail" {
-		return nil, &FallbackError{Layer: op.Name, Fallback: fallbacks[0]}
-	}
-	scaleType, err := q.scaleType(t.DType)
+	scaleType, err := q.scaleType(d)
 	if err != nil {
-		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps[0].quantize.scale_type", at), Reason: err.Error()}
+		return err
 	}
-	return &PlanLayer{
-		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, Options: options, Fallbacks: fallbacks, Scaled: q.AWQ, op: i,
-		Spec: export.Spec{
-			Name: op.Weight, Shape: t.Shape, Rows: rows, Cols: cols, Transposed: op.Transposed,
-			Format: options.Format, Bits: options.StoredBits(), Granularity: options.Granularity, GroupSize: options.GroupSize,
-			Symmetric: options.Symmetric, ScaleType: options.Format.ScaleType(scaleType),
-		},
-	}, nil
+	l.Quantize, l.Scaled = &options, q.AWQ
+	s := &l.Spec
+	s.Format, s.Bits, s.Granularity, s.GroupSize = options.Format, options.StoredBits(), options.Granularity, options.GroupSize
+	s.Symmetric, s.ScaleType = options.Symmetric, options.Format.ScaleType(scaleType)
+	return nil
+}
+
+// planTerm says which low-rank term a layer of so many groups gets. Its rank is 0
+// as long as a budget has not given it one.
+func (l *PlanLayer) planTerm(c *Compensate, groups int) {
+	if err := lowrank.CheckGroups(l.Name, groups); err != nil {
+		l.Fallbacks = append(l.Fallbacks, layer.Fallback{Asked: "compensation " + c.Method, Got: "none", Reason: fmt.Sprintf("the weight of a convolution of %d groups is no one matrix", groups)})
+		return
+	}
+	o := c.options()
+	l.Compensate = &LayerTerm{Options: o.WithRank(min(o.Rank, l.Spec.Rows, l.Spec.Cols)), Merge: c.Merge}
+	l.setRank(l.Compensate.Rank)
+}
+
+// setRank gives the layer's term a rank; 0 takes the term away.
+func (l *PlanLayer) setRank(rank int) {
+	o := l.Compensate
+	o.Rank = rank
+	l.Spec.LowRank = export.LowRank{}
+	if rank > 0 {
+		l.Spec.LowRank = export.LowRank{Rank: rank, Type: o.FactorType, Bits: o.Bits, Merged: o.Merge}
+	}
 }
 
 // scaleType is the type of the scales of a weight stored as d.

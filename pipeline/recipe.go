@@ -103,11 +103,6 @@ type Rule struct {
 	Steps []Step `yaml:"steps"` // none: the layer stays as it is
 }
 
-// Step is one thing to do to a layer.
-type Step struct {
-	Quantize *Quantize `yaml:"quantize"`
-}
-
 // Quantize asks for codes on a grid. Its fields are those of
 // quantize.Options; what is left out has its default.
 type Quantize struct {
@@ -329,19 +324,7 @@ func (rule *Rule) check() (where, reason string) {
 			return ".match", fmt.Sprintf("pattern %q is malformed", pattern)
 		}
 	}
-	if len(rule.Steps) > 1 {
-		return ".steps", "has more than one step; quantize is the only kind of step, once per layer"
-	}
-	for i := range rule.Steps {
-		q := rule.Steps[i].Quantize
-		if q == nil {
-			return fmt.Sprintf(".steps[%d]", i), "is empty; say quantize: {method: …, bits: …}"
-		}
-		if key, reason := q.check(); reason != "" {
-			return fmt.Sprintf(".steps[%d].quantize%s", i, key), reason
-		}
-	}
-	return "", ""
+	return checkSteps(rule.Steps)
 }
 
 // matches reports whether a layer's name fits one of the rule's globs. A star
@@ -415,7 +398,7 @@ func (q *Quantize) check() (where, reason string) {
 // .group_size, AdaRound.Steps into .adaround.steps.
 func optionKey(field string) string {
 	var b strings.Builder
-	for part := range strings.SplitSeq(strings.NewReplacer("AdaRound", "Adaround", "GPFQ", "Gpfq").Replace(field), ".") {
+	for part := range strings.SplitSeq(strings.NewReplacer("AdaRound", "Adaround", "GPFQ", "Gpfq", "ADMM", "Admm", "OWL", "Owl").Replace(field), ".") {
 		for i, r := range part {
 			switch {
 			case i == 0:

@@ -87,6 +87,19 @@ type run struct {
 	weights     *weights
 }
 
+func newRun(recipe *Recipe, o Options) *run {
+	if o.Events == nil {
+		o.Events = func(Event) {}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &run{
+		recipe: recipe, options: o, pool: pool.New(o.Workers), store: &store{dir: o.Cache},
+		clock: newClock(o.Events),
+	}
+}
+
 // Run compresses a model as the recipe says and returns the record of it. The
 // output folder appears whole or not at all. Every fault that can be found
 // before work starts is found then.
@@ -95,16 +108,8 @@ type run struct {
 // *NonFiniteError, *CacheError, ErrNothingToDo, those of package loader, model
 // and dataset, and the context's.
 func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
-	if o.Events == nil {
-		o.Events = func(Event) {}
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	r := &run{
-		recipe: recipe, options: o, pool: pool.New(o.Workers), store: &store{dir: o.Cache},
-		clock: newClock(o.Events),
-	}
+	r := newRun(recipe, o)
+	o = r.options
 	folder, err := r.open(ctx)
 	if err != nil {
 		return nil, err
@@ -142,7 +147,7 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	if r.recipe.Output.Path == "" {
 		return nil, &RecipeError{File: r.recipe.file, Where: "output.path", Reason: "is missing; name the output folder there or on the command line"}
 	}
-	if r.ckpt, r.graph, err = openModel(ctx, r.recipe); err != nil {
+	if err := r.makePlan(ctx, true); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -150,12 +155,6 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 			_ = r.ckpt.Close() // only read from
 		}
 	}()
-	if r.plan, err = makePlan(r.recipe, r.ckpt, r.graph); err != nil {
-		return nil, err
-	}
-	if err := r.openData(ctx); err != nil {
-		return nil, err
-	}
 	if r.calibration != nil {
 		r.plan.Memory.Activations = activationMemory(r.graph, r.calibration.rows())
 	}
@@ -178,7 +177,7 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 		r.kept = &store{dir: filepath.Join(folder.Temp, workName)}
 	}
 	r.space = scratch.New("", activationLimit(r.options.Memory-r.plan.Memory.Fixed))
-	r.weights = &weights{ckpt: r.ckpt, store: r.kept, keys: map[string]string{}, replaced: map[string][]float32{}}
+	r.weights.store = r.kept
 	return folder, r.startRecord(ctx)
 }
 

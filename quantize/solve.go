@@ -59,6 +59,21 @@ func Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*
 // out·in² for each step, and its search a few thousand times out·in. Memory: two
 // out×in matrices of float64, and some rows for each worker.
 func (f Factors) Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*layer.Solution, error) {
+	if p == nil {
+		p = pool.New(1)
+	}
+	s, err := f.prepare(ctx, p, prob, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.round(ctx); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", prob.Layer, err)
+	}
+	return s.finish(ctx)
+}
+
+// prepare checks the input and returns a solver at the point where methods begin.
+func (f Factors) prepare(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*solver, error) {
 	o = o.WithDefaults()
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -69,22 +84,22 @@ func (f Factors) Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o
 	if prob.Moments != f.Moments() {
 		return nil, prob.Bad("moments", -1, "they are not those of the factors")
 	}
-	if p == nil {
-		p = pool.New(1)
-	}
 	t, err := f.Target(ctx, p, prob, o.kind(), o.Residual)
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", prob.Layer, err)
 	}
 	s := newSolver(t, o)
 	s.noteDamping()
-	for _, stage := range []func(context.Context) error{s.round, s.measure} {
-		if err := stage(ctx); err != nil {
-			return nil, fmt.Errorf("layer %s: %w", prob.Layer, err)
-		}
+	return s, nil
+}
+
+// finish measures a solution whose codes are there.
+func (s *solver) finish(ctx context.Context) (*layer.Solution, error) {
+	if err := s.measure(ctx); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", s.Problem.Layer, err)
 	}
-	if o.BiasCorrection {
-		s.solution.Bias = t.Bias(s.values)
+	if s.o.BiasCorrection {
+		s.solution.Bias = s.Bias(s.values)
 	}
 	return s.solution, s.checkFinite()
 }
@@ -114,11 +129,20 @@ func newSolver(t *gram.Target, o Options) *solver {
 	if !o.Align && t.Crossed() {
 		s.target = t.Original()
 	}
+	if prob.Aim.Data != nil {
+		s.target = prob.Aim
+	}
 	s.aim = s.target
 	if start := prob.Start; start != nil {
 		s.target, s.mask = linalg.NewGeneral(w.Rows, w.Cols), start.Mask
 		for r := range w.Rows {
-			linalg.Widen(linalg.Row(s.target, r), start.Values[r*w.Cols:][:w.Cols])
+			row := linalg.Row(s.target, r)
+			linalg.Widen(row, start.Values[r*w.Cols:][:w.Cols])
+			for c := range row {
+				if prob.Aim.Data != nil && !s.pruned(r, c) {
+					row[c] = linalg.Row(prob.Aim, r)[c]
+				}
+			}
 		}
 	}
 	s.solution = &layer.Solution{
@@ -162,20 +186,13 @@ func (s *solver) noteDamping() {
 }
 
 // round finds the grid and the codes.
-func (s *solver) round(ctx context.Context) (err error) {
+func (s *solver) round(ctx context.Context) error {
 	grid := &s.solution.Grid
 	if s.o.gridOnTheWay() {
 		*grid = s.grid.emptyGrid(s.target.Rows, s.target.Cols, s.o.Granularity, s.o.GroupSize)
 		return s.gptq(ctx)
 	}
-	if s.o.Alphabet != "" {
-		*grid, err = s.alphabetGrid(ctx, s.target)
-	} else if s.o.Range == AWQ {
-		*grid, err = s.clipGrid(ctx)
-	} else {
-		*grid, err = s.grid.newGrid(ctx, s.Pool, s.target, s.o.Granularity, s.o.GroupSize)
-	}
-	if err != nil {
+	if err := s.findGrid(ctx); err != nil {
 		return err
 	}
 	switch s.o.Method {
@@ -192,6 +209,20 @@ func (s *solver) round(ctx context.Context) (err error) {
 	default:
 		return s.nearest(ctx)
 	}
+}
+
+// findGrid finds the grid of the target as it is.
+func (s *solver) findGrid(ctx context.Context) (err error) {
+	grid := &s.solution.Grid
+	switch {
+	case s.o.Alphabet != "":
+		*grid, err = s.alphabetGrid(ctx, s.target)
+	case s.o.Range == AWQ:
+		*grid, err = s.clipGrid(ctx)
+	default:
+		*grid, err = s.grid.newGrid(ctx, s.Pool, s.target, s.o.Granularity, s.o.GroupSize)
+	}
+	return err
 }
 
 // nearest writes the nearest code of each weight.

@@ -51,7 +51,7 @@ func newTreemaps(p *page) (before, after treemap) {
 	names = shortNames(names)
 	var b, a []cell
 	for i, l := range p.Layers {
-		c := cell{Class: bitsClass(l.Bits), Label: names[i], Title: l.Name}
+		c := cell{Class: precisionClass(l.Layer), Label: names[i], Title: l.Name}
 		b = append(b, c.of(l.SourceBytes))
 		a = append(a, c.of(l.Bytes))
 	}
@@ -155,11 +155,13 @@ func worstAspect(largest, smallest, sum, side float64) float64 {
 }
 
 // depthChart shows relative errors in the order of the data, on a logarithmic
-// scale.
+// scale, and under them each layer's precision and sparsity. Where no error was
+// measured its plot has no height.
 type depthChart struct {
 	Width, Height            px
 	Left, Right, Top, Bottom px // of the plot
 	StripY                   px // of the strip of bit widths
+	SparsityY, SparsityH     px // of the bars of sparsity; no height where nothing is pruned
 	LabelY                   px
 	Ticks                    []tick
 	Points                   []depthPoint
@@ -183,6 +185,7 @@ type depthPoint struct {
 	HasSolved, HasNearest  bool
 	Zero                   bool // the error is 0, which has no place on the scale
 	Class                  string
+	SparsityY, SparsityH   px     // of the layer's bar
 	Label                  string // under the axis; empty where there is no room
 	Title                  string
 }
@@ -204,22 +207,31 @@ const (
 	depthLeft   = 52
 	depthPlot   = 230 // height
 	depthTop    = 10
+	depthStrip  = 9   // height of the strip of bit widths
+	depthBars   = 36  // height of a sparsity of 1
 	namedLayers = 30  // more layers are numbered, not named
 	manyLayers  = 120 // more layers have small marks, and lines by their sort
 	endWidth    = 100 // of the names of lines
 	mostSorts   = 16  // more sorts of layers have one line in the order of the data
 )
 
-func newDepthChart(layers []layerRow) depthChart {
+func newDepthChart(layers []layerRow, has columns) depthChart {
 	lo, hi := errorDecades(layers)
 	c := depthChart{
 		Width: depthWidth, Left: depthLeft, Right: depthWidth - 14,
-		Top: depthTop, Bottom: depthTop + depthPlot,
-		StripY: depthTop + depthPlot + 4, LabelY: depthTop + depthPlot + 28,
-		Height: depthTop + depthPlot + 40,
-		Ticks:  newTicks(lo, hi),
+		Top: depthTop, Bottom: depthTop,
 		Radius: 3.2,
 	}
+	if has.Error {
+		c.Bottom, c.Ticks = depthTop+depthPlot, newTicks(lo, hi)
+	}
+	c.StripY = c.Bottom + 4
+	c.SparsityY = c.StripY + depthStrip
+	if has.Pruned {
+		c.SparsityY, c.SparsityH = c.SparsityY+6, depthBars
+	}
+	c.LabelY = c.SparsityY + c.SparsityH + 15
+	c.Height = c.LabelY + 12
 	named := len(layers) <= namedLayers
 	names := make([]string, len(layers))
 	for i, l := range layers {
@@ -246,9 +258,14 @@ func newDepthChart(layers []layerRow) depthChart {
 	for i, l := range layers {
 		p := depthPoint{
 			X: c.Left + (px(i)+0.5)*width, Column: c.Left + px(i)*width, ColumnWidth: width,
-			Class: bitsClass(l.Bits),
+			Class: precisionClass(l.Layer),
 			Title: fmt.Sprintf("%d. %s, %s: error %s, nearest %s", l.Index, l.Name,
-				plural(l.Bits, "bit", "bits"), relative(l.RelativeError), relative(l.NearestRelativeError)),
+				l.Precision(), relative(l.RelativeError), relative(l.NearestRelativeError)),
+		}
+		if l.Prune != nil {
+			p.SparsityH = c.SparsityH * px(share(l.Prune.Sparsity, 1))
+			p.SparsityY = c.SparsityY + c.SparsityH - p.SparsityH
+			p.Title += "; sparsity " + percent(l.Prune.Sparsity)
 		}
 		if p.HasSolved = l.RelativeError != nil; p.HasSolved {
 			p.Y, p.Zero = depthY(*l.RelativeError, lo, hi), *l.RelativeError <= 0
@@ -290,8 +307,14 @@ func (c depthChart) EndX() px { return c.Right + 6 }
 // TickX is where labels of the scale end.
 func (c depthChart) TickX() px { return c.Left - 6 }
 
-// PlotHeight is the height of the plot alone.
-func (c depthChart) PlotHeight() px { return c.Bottom - c.Top }
+// ColumnHeight is the height of the plot and the strips under it.
+func (c depthChart) ColumnHeight() px { return c.SparsityY + c.SparsityH - c.Top }
+
+// PlotWidth is the width of all columns together.
+func (c depthChart) PlotWidth() px { return c.Right - c.Left }
+
+// SparsityLabelY is the baseline of the name of the bars of sparsity.
+func (c depthChart) SparsityLabelY() px { return c.SparsityY + c.SparsityH/2 + 4 }
 
 // LabelY is the baseline of the tick's label.
 func (t tick) LabelY() px { return t.Y + 4 }
@@ -501,7 +524,7 @@ func lines(points []depthPoint, height func(depthPoint) (px, bool)) []string {
 
 // depthSummary says in words what the chart shows.
 func depthSummary(layers []layerRow) string {
-	measured, lower := 0, 0
+	measured, compared, lower := 0, 0, 0
 	var best, worst *layerRow
 	for i := range layers {
 		l := &layers[i]
@@ -509,8 +532,11 @@ func depthSummary(layers []layerRow) string {
 			continue
 		}
 		measured++
-		if l.NearestRelativeError != nil && *l.RelativeError < *l.NearestRelativeError {
-			lower++
+		if l.NearestRelativeError != nil {
+			compared++
+			if *l.RelativeError < *l.NearestRelativeError {
+				lower++
+			}
 		}
 		if best == nil || *l.RelativeError < *best.RelativeError {
 			best = l
@@ -520,9 +546,32 @@ func depthSummary(layers []layerRow) string {
 		}
 	}
 	if measured == 0 {
-		return "No layer's error was measured."
+		return "No layer's error was measured." + sparsitySummary(layers)
 	}
-	return fmt.Sprintf("Relative error of %s in the order of the data, logarithmic scale: from %s (%s) to %s (%s), below that of nearest rounding in %s of them.",
+	s := fmt.Sprintf("Relative error of %s in the order of the data, logarithmic scale: from %s (%s) to %s (%s)",
 		plural(measured, "layer", "layers"), relative(best.RelativeError), best.Name,
-		relative(worst.RelativeError), worst.Name, count(lower))
+		relative(worst.RelativeError), worst.Name)
+	switch {
+	case compared == measured:
+		s += fmt.Sprintf(", below that of nearest rounding in %s of them", count(lower))
+	case compared > 0:
+		s += fmt.Sprintf(", below that of nearest rounding in %s of %s with one", count(lower), count(compared))
+	}
+	return s + "." + sparsitySummary(layers)
+}
+
+// sparsitySummary says in a sentence what the bars of sparsity show; nothing
+// where no layer is pruned.
+func sparsitySummary(layers []layerRow) string {
+	n, lo, hi := 0, math.Inf(1), math.Inf(-1)
+	for _, l := range layers {
+		if l.Prune != nil {
+			n++
+			lo, hi = min(lo, l.Prune.Sparsity), max(hi, l.Prune.Sparsity)
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" Sparsity of %s: from %s to %s.", plural(n, "pruned layer", "pruned layers"), percent(lo), percent(hi))
 }

@@ -25,7 +25,7 @@ var functions = template.FuncMap{
 	"countInt":   count[int],
 	"fixed":      func(digits int, x float64) string { return fixed(x, digits) },
 	"grid":       formatGrid,
-	"percent":    func(x float64) string { return percent(x) },
+	"percent":    percent,
 	"perplexity": perplexity,
 	"plural":     plural,
 	"relative":   relative,
@@ -183,17 +183,12 @@ func shape(s []int) string {
 	return strings.Join(parts, "×")
 }
 
-// formatGrid says which weights share a scale, and of floating-point formats
-// which it is.
+// formatGrid says which weights share a scale.
 func formatGrid(l record.Layer) string {
-	grid := l.Granularity
 	if l.GroupSize > 0 {
-		grid += " " + strconv.Itoa(l.GroupSize)
+		return l.Granularity + " " + strconv.Itoa(l.GroupSize)
 	}
-	if l.Format != "" {
-		grid = l.Format + ", " + grid
-	}
-	return grid
+	return cmp.Or(l.Granularity, unknown)
 }
 
 // share returns a/b within 0…1; 0 where b is 0.

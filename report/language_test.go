@@ -180,7 +180,7 @@ func TestBlockNumbers(t *testing.T) {
 
 // TestDeepChart checks the axis and the lines of models with many blocks.
 func TestDeepChart(t *testing.T) {
-	c := newDepthChart(newLayerRows(languageSample(t, 80)))
+	c := depthOf(newLayerRows(languageSample(t, 80)))
 	if len(c.Blocks) != 16 || c.Blocks[1].Label != "5" {
 		t.Errorf("%d blocks marked, want every fifth of 80: %v", len(c.Blocks), c.Blocks)
 	}
@@ -197,11 +197,11 @@ func TestDeepChart(t *testing.T) {
 			t.Fatalf("layer named %q where blocks are", p.Label)
 		}
 	}
-	small := newDepthChart(newLayerRows(languageSample(t, 5)))
+	small := depthOf(newLayerRows(languageSample(t, 5)))
 	if len(small.Blocks) != 5 || len(small.Solved) != 1 || small.Many {
 		t.Errorf("5 blocks: %d marked, %d lines", len(small.Blocks), len(small.Solved))
 	}
-	experts := newDepthChart(newLayerRows(languageVariants(t)["experts"]))
+	experts := depthOf(newLayerRows(languageVariants(t)["experts"]))
 	if len(experts.Blocks) != 5 || len(experts.Solved) != 1 || len(experts.Ends) != 0 {
 		t.Errorf("experts: %d blocks marked, %d lines with %d names", len(experts.Blocks), len(experts.Solved), len(experts.Ends))
 	}

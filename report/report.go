@@ -40,13 +40,18 @@ type page struct {
 	Language bool // the model is known to predict tokens
 	Size     sizes
 
-	Layers    []layerRow
-	Totals    layerRow
-	HasErrors bool // some layer's error was measured
-	HasSoft   bool
+	Layers []layerRow
+	Totals layerRow
+	Has    columns
+
+	// Of all compressed layers' weights.
+	PrunedWeights int64
+	PrunedLayers  int
+	Sparsity      float64
 
 	HasSequences bool   // some data were sequences of tokens
 	HasLength    bool   // and the most tokens of one are known
+	HasChanged   bool   // some kept tensor's values changed
 	Uniform      string // what holds for all layers; empty where they differ
 
 	Fallbacks []fallbackRow
@@ -85,10 +90,17 @@ func newPage(run *record.Run) (*page, error) {
 		p.HasLength = p.HasLength || d.Length > 0
 	}
 	p.Language = p.HasSequences || run.Evaluation != nil && run.Evaluation.Language != nil
-	p.Totals = totalRow(p.Layers)
+	for _, k := range run.Kept {
+		p.HasChanged = p.HasChanged || k.Changed
+	}
+	p.Has = newColumns(p.Layers)
+	pruned, weights := Pruned(run)
+	p.PrunedWeights, p.Sparsity = pruned, share(pruned, weights)
+	p.Totals = totalRow(p)
 	for _, l := range p.Layers {
-		p.HasErrors = p.HasErrors || l.RelativeError != nil
-		p.HasSoft = p.HasSoft || l.SoftRelativeError != nil
+		if l.Prune != nil {
+			p.PrunedLayers++
+		}
 		for _, f := range l.Fallbacks {
 			p.Fallbacks = append(p.Fallbacks, fallbackRow{f, l.Name})
 		}
@@ -96,11 +108,11 @@ func newPage(run *record.Run) (*page, error) {
 			p.FellBack++
 		}
 	}
-	p.Uniform = uniform(p.Layers)
+	p.Uniform = uniform(p)
 	p.Headline = newHeadline(p)
 	p.Groups = newGroupRows(p)
 	p.Before, p.After = newTreemaps(p)
-	p.Depth = newDepthChart(p.Layers)
+	p.Depth = newDepthChart(p.Layers, p.Has)
 	p.Largest = largestTensors(run)
 	p.Worst = worstLayers(p.Layers)
 	return p, nil

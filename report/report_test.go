@@ -102,6 +102,7 @@ func variants(t testing.TB) map[string]*record.Run {
 		"nothing": {Version: record.Version},
 	}
 	maps.Copy(all, languageVariants(t))
+	maps.Copy(all, prunedVariants(t))
 	return all
 }
 
@@ -375,6 +376,7 @@ func fill(v reflect.Value) {
 func TestHostileNames(t *testing.T) {
 	hostileNames(t, sample(t))
 	hostileNames(t, languageSample(t, 80))
+	hostileNames(t, prunedSample(t))
 }
 
 func hostileNames(t *testing.T, run *record.Run) {
@@ -468,6 +470,8 @@ func TestSquarify(t *testing.T) {
 	}
 }
 
+func depthOf(layers []layerRow) depthChart { return newDepthChart(layers, newColumns(layers)) }
+
 // TestDepth checks places on the logarithmic scale.
 func TestDepth(t *testing.T) {
 	layers := newLayerRows(sample(t))
@@ -481,7 +485,7 @@ func TestDepth(t *testing.T) {
 		}
 	}
 	layers[5].RelativeError = nil
-	if c := newDepthChart(layers); len(c.Solved) != 2 || len(c.Nearest) != 1 {
+	if c := depthOf(layers); len(c.Solved) != 2 || len(c.Nearest) != 1 {
 		t.Errorf("%d and %d lines, want 2 around the gap and 1", len(c.Solved), len(c.Nearest))
 	}
 }
@@ -570,6 +574,7 @@ func FuzzHTML(f *testing.F) {
 	f.Add([]byte(`{"version":1}`))
 	f.Add([]byte(`{"version":1,"data":[{"sequences":-1,"length":1}],"evaluation":{"language":{"compressed":{"perplexity":-1},"kl_bounds":[1,-1],"original":{"bits_per_byte":1}}}}`))
 	f.Add([]byte(`{"version":1,"layers":[{"name":".","bits":-3,"bytes":-1,"relative_error":1e308}],"seconds":-1,"stages":[{}]}`))
+	f.Add([]byte(`{"version":1,"layers":[{"bits":0,"prune":{"sparsity":-1e308,"survivors":-1,"relative_error":0},"compensate":{"rank":-1,"merged":true},"format":"fp8 x","layout":"<","bound_relative_error":1},{"bits":4}],"kept":[{"changed":true}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		run, err := record.Decode(bytes.NewReader(data))
 		if err != nil {

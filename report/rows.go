@@ -3,7 +3,7 @@ package report
 import (
 	"cmp"
 	"fmt"
-	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -47,6 +47,9 @@ func newHeadline(p *page) headline {
 	default:
 		parts, status = append(parts, "not smaller than the source"), "warn"
 	}
+	if p.Has.Pruned {
+		parts = append(parts, percent(p.Sparsity)+" of weights pruned")
+	}
 	switch e := p.Run.Evaluation; {
 	case e == nil && p.Language:
 		parts, status = append(parts, "loss not measured"), worse(status, "plain")
@@ -88,6 +91,9 @@ type layerRow struct {
 	Bar     px      // of the error, in percent of the worst layer's
 }
 
+// Precision is what the weights are, in words.
+func (l layerRow) Precision() string { return precision(l.Layer) }
+
 // DampingFigure is the damping as the template formats it.
 func (l layerRow) DampingFigure() *float64 { return &l.Damping }
 
@@ -102,33 +108,42 @@ func newLayerRows(run *record.Run) []layerRow {
 // uniform says in words of which sort all grids are and whether all targets
 // are aligned, so that the table need not repeat it; nothing where the layers
 // differ.
-func uniform(rows []layerRow) string {
-	if len(rows) == 0 {
+func uniform(p *page) string {
+	if len(p.Layers) == 0 || p.Has.UnevenGrids || p.Has.UnevenAim {
 		return ""
 	}
-	first := rows[0]
-	for _, l := range rows {
-		if l.Symmetric != first.Symmetric || l.Aligned != first.Aligned {
-			return ""
+	targets := "No target is aligned."
+	if p.Layers[0].Aligned {
+		targets = "All targets are aligned."
+	}
+	for _, l := range p.Layers {
+		switch {
+		case l.Bits == 0: // has no grid
+		case l.Symmetric:
+			return "All grids are symmetric. " + targets
+		default:
+			return "All grids are asymmetric. " + targets
 		}
 	}
-	grids, targets := "asymmetric", "no target is"
-	if first.Symmetric {
-		grids = "symmetric"
-	}
-	if first.Aligned {
-		targets = "all targets are"
-	}
-	return fmt.Sprintf("All grids are %s; %s aligned.", grids, targets)
+	return targets
 }
 
-func totalRow(rows []layerRow) layerRow {
+func totalRow(p *page) layerRow {
 	var t layerRow
-	for _, l := range rows {
+	for _, l := range p.Layers {
 		t.Parameters += l.Parameters
 		t.SourceBytes += l.SourceBytes
 		t.Bytes += l.Bytes
 		t.Seconds += l.Seconds
+		if l.Compensate != nil {
+			if t.Compensate == nil {
+				t.Compensate = &record.Compensate{}
+			}
+			t.Compensate.Bytes += l.Compensate.Bytes
+		}
+	}
+	if p.Has.Pruned {
+		t.Prune = &record.Prune{Survivors: t.Parameters - p.PrunedWeights, Sparsity: p.Sparsity}
 	}
 	t.Smaller = ratio(float64(t.SourceBytes), float64(t.Bytes))
 	return t
@@ -139,13 +154,15 @@ type fallbackRow struct {
 	Layer string
 }
 
-// groupRow is what all layers of one bit width weigh, or the kept tensors, or
+// groupRow is what all layers of one precision weigh, or the kept tensors, or
 // the rest of the files.
 type groupRow struct {
 	Name          string
 	Class         string // of the colour
 	Layers        int
 	Parameters    int64
+	Pruned        int64 // weights
+	Sparsity      float64
 	Before, After int64
 	Smaller       float64
 	Share         float64 // of the bytes after
@@ -156,32 +173,53 @@ type groupRow struct {
 	// is, in percent of the larger file.
 	BeforeX, BeforeW px
 	AfterX, AfterW   px
+
+	bits int
 }
 
 func newGroupRows(p *page) []groupRow {
-	byBits := map[int]*groupRow{}
+	byName := map[string]*groupRow{}
+	var groups []*groupRow
 	for _, l := range p.Layers {
-		g := byBits[l.Bits]
+		name := precision(l.Layer)
+		g := byName[name]
 		if g == nil {
-			g = &groupRow{Name: plural(l.Bits, "bit", "bits"), Class: bitsClass(l.Bits)}
-			byBits[l.Bits] = g
+			g = &groupRow{Name: name, Class: precisionClass(l.Layer), bits: l.Bits}
+			byName[name] = g
+			groups = append(groups, g)
 		}
 		g.Layers++
 		g.Parameters += l.Parameters
+		g.Pruned += prunedWeights(l.Layer)
 		g.Before += l.SourceBytes
 		g.After += l.Bytes
 	}
+	slices.SortFunc(groups, func(a, b *groupRow) int {
+		return cmp.Or(cmp.Compare(a.order(), b.order()), cmp.Compare(a.Name, b.Name))
+	})
 	var rows []groupRow
-	for _, bits := range slices.Sorted(maps.Keys(byBits)) {
-		rows = append(rows, *byBits[bits])
+	for _, g := range groups {
+		rows = append(rows, *g)
 	}
 	kept, restBefore, restAfter := remainders(p.Run)
 	if len(p.Run.Kept) > 0 {
-		rows = append(rows, groupRow{Name: "kept as they were", Class: "kept", Before: kept, After: kept})
+		name := "kept as they were"
+		if p.HasChanged {
+			name = "not compressed"
+		}
+		rows = append(rows, groupRow{Name: name, Class: "kept", Before: kept, After: kept})
 	}
 	rows = append(rows, groupRow{Name: "headers and the rest", Class: "rest", Before: restBefore, After: restAfter})
 	finishGroups(rows, p)
 	return rows
+}
+
+// order is by bits, with layers that are not quantized last.
+func (g *groupRow) order() int {
+	if g.bits == 0 {
+		return math.MaxInt
+	}
+	return g.bits
 }
 
 // finishGroups fills in what follows from all rows together.
@@ -196,6 +234,7 @@ func finishGroups(rows []groupRow, p *page) {
 		g := &rows[i]
 		g.Smaller = ratio(float64(g.Before), float64(g.After))
 		g.Share = share(g.After, p.Run.Output.WeightBytes)
+		g.Sparsity = share(g.Pruned, g.Parameters)
 		g.LayerBar = px(100 * share(g.Layers, layers))
 		g.ParameterBar = px(100 * share(g.Parameters, parameters))
 		g.BeforeX, g.BeforeW = before, px(100*share(g.Before, larger))
@@ -230,7 +269,7 @@ func bitsClass(bits int) string {
 // tensorRow is one of the largest tensors of the output.
 type tensorRow struct {
 	Name  string
-	As    string // bits or element type
+	As    string // precision or element type
 	Bytes int64
 	Share float64 // of the weight files
 	Bar   px
@@ -239,7 +278,7 @@ type tensorRow struct {
 func largestTensors(run *record.Run) []tensorRow {
 	var rows []tensorRow
 	for _, l := range run.Layers {
-		rows = append(rows, tensorRow{Name: cmp.Or(l.Weight, l.Name), As: plural(l.Bits, "bit", "bits"), Bytes: l.Bytes})
+		rows = append(rows, tensorRow{Name: cmp.Or(l.Weight, l.Name), As: precision(l), Bytes: l.Bytes})
 	}
 	for _, t := range run.Kept {
 		rows = append(rows, tensorRow{Name: t.Name, As: t.DType, Bytes: t.Bytes})

@@ -167,6 +167,7 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 	p := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	p("%-10s %s → %s (%.1f %% of the source, %.2f bits per compressed weight)", "size",
 		bytesText(run.Source.Bytes), bytesText(run.Output.WeightBytes), 100*run.Output.Ratio, run.Output.AverageBits)
+	printSteps(p, run)
 	if e := run.Evaluation; e != nil && e.Language != nil {
 		printLanguage(p, e.Language)
 	} else if e != nil {
@@ -187,6 +188,27 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 	p("%-10s %s", "digest", run.Output.ManifestSHA256)
 	p("%-10s %s", "report", filepath.Join(out, record.ReportName))
 	return nil
+}
+
+// printSteps says what was pruned, and what low-rank terms were added.
+func printSteps(p func(string, ...any), run *record.Run) {
+	pruned, terms, factors := 0, 0, int64(0)
+	for _, l := range run.Layers {
+		if l.Prune != nil {
+			pruned++
+		}
+		if l.Compensate != nil {
+			terms++
+			factors += l.Compensate.Bytes
+		}
+	}
+	if removed, weights := report.Pruned(run); pruned > 0 && weights > 0 {
+		p("%-10s %.1f %% of the compressed layers' weights, in %d of %d layers", "pruned",
+			100*float64(removed)/float64(weights), pruned, len(run.Layers))
+	}
+	if terms > 0 {
+		p("%-10s terms in %d of %d layers, %s of factors", "low-rank", terms, len(run.Layers), bytesText(factors))
+	}
 }
 
 func printLanguage(p func(string, ...any), l *record.LanguageEvaluation) {

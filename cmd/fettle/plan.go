@@ -7,8 +7,10 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/urfave/cli/v2"
 
+	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/prune"
 )
 
 func planCommand() *cli.Command {
@@ -22,7 +24,7 @@ func planCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			plan, err := pipeline.MakePlan(c.Context, recipe)
+			plan, err := pipeline.MakePlan(c.Context, recipe, pipeline.Options{})
 			if err != nil {
 				return err
 			}
@@ -38,21 +40,24 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 	t.SetStyle(table.StyleLight)
 	t.Style().Format.Header = text.FormatDefault
 	t.Style().Options.DrawBorder = false
-	t.AppendHeader(table.Row{"layer", "shape", "method", "bits", "grid", "bytes"})
-	for _, l := range plan.Layers {
-		grid := string(l.Options.Granularity)
-		if l.Options.Granularity == layer.PerGroup {
-			grid = fmt.Sprintf("group of %d", l.Options.GroupSize)
+	columns := planColumns(plan)
+	var head table.Row
+	var configs []table.ColumnConfig
+	for i, column := range columns {
+		head = append(head, column.name)
+		if column.right {
+			configs = append(configs, table.ColumnConfig{Number: i + 1, Align: text.AlignRight})
 		}
-		if l.Options.Format != layer.Integer {
-			grid = fmt.Sprintf("%s, %s", l.Options.Format, grid)
+	}
+	t.AppendHeader(head)
+	for i := range plan.Layers {
+		var row table.Row
+		for _, column := range columns {
+			row = append(row, column.of(&plan.Layers[i]))
 		}
-		t.AppendRow(table.Row{l.Name, fmt.Sprint(l.Shape), l.Options.Method, l.Options.Bits, grid, l.Spec.Bytes()})
+		t.AppendRow(row)
 	}
-	right := func(n int) table.ColumnConfig {
-		return table.ColumnConfig{Number: n, Align: text.AlignRight}
-	}
-	t.SetColumnConfigs([]table.ColumnConfig{right(4), right(6)})
+	t.SetColumnConfigs(configs)
 	t.Render()
 	for _, l := range plan.Layers {
 		for _, f := range l.Fallbacks {
@@ -70,4 +75,95 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 		fmt.Fprintf(c.App.Writer, "note: %s\n", note)
 	}
 	fmt.Fprintf(c.App.Writer, "memory: at most %s beside activations, for layer %s\n", bytesText(plan.Memory.Fixed), plan.Memory.At)
+}
+
+// planColumn is a column of the plan's table.
+type planColumn struct {
+	name  string
+	right bool
+	of    func(l *pipeline.PlanLayer) any
+}
+
+// planColumns returns the columns that some layer fills.
+func planColumns(plan *pipeline.Plan) []planColumn {
+	var pruned, quantized, term bool
+	for _, l := range plan.Layers {
+		pruned, quantized, term = pruned || l.Prune != nil, quantized || l.Quantize != nil, term || l.Compensate != nil
+	}
+	columns := []planColumn{
+		{"layer", false, func(l *pipeline.PlanLayer) any { return l.Name }},
+		{"shape", false, func(l *pipeline.PlanLayer) any { return fmt.Sprint(l.Shape) }},
+	}
+	if pruned {
+		columns = append(columns,
+			planColumn{"prune", false, pruneText},
+			planColumn{"sparsity", true, func(l *pipeline.PlanLayer) any {
+				if l.Prune == nil {
+					return "–"
+				}
+				return fmt.Sprintf("%.2f %%", 100*l.Sparsity())
+			}},
+			planColumn{"survivors", true, func(l *pipeline.PlanLayer) any {
+				if l.Prune == nil {
+					return "–"
+				}
+				return l.Prune.Survivors
+			}})
+	}
+	if quantized {
+		columns = append(columns,
+			planColumn{"method", false, func(l *pipeline.PlanLayer) any {
+				if l.Quantize == nil {
+					return "–"
+				}
+				return l.Quantize.Method
+			}},
+			planColumn{"bits", true, func(l *pipeline.PlanLayer) any {
+				if l.Quantize == nil {
+					return "–"
+				}
+				return l.Quantize.Bits
+			}},
+			planColumn{"grid", false, gridText})
+	}
+	if term {
+		columns = append(columns, planColumn{"rank", true, func(l *pipeline.PlanLayer) any {
+			switch {
+			case l.Compensate == nil:
+				return "–"
+			case l.Compensate.Rank == 0:
+				return "by budget"
+			}
+			return l.Compensate.Rank
+		}})
+	}
+	return append(columns, planColumn{"bytes", true, func(l *pipeline.PlanLayer) any { return l.Spec.Bytes() }})
+}
+
+func pruneText(l *pipeline.PlanLayer) any {
+	if l.Prune == nil {
+		return "–"
+	}
+	text := fmt.Sprintf("%s, %s", l.Prune.Method, l.Prune.Pattern)
+	if l.Prune.Pattern.Kind == prune.Unstructured {
+		text = fmt.Sprintf("%s per %s", l.Prune.Method, l.Prune.Scope)
+	}
+	if l.Spec.Pruned.Layout != export.MaskNone {
+		text += fmt.Sprintf(" (%s)", l.Spec.Pruned.Layout)
+	}
+	return text
+}
+
+func gridText(l *pipeline.PlanLayer) any {
+	if l.Quantize == nil {
+		return "–"
+	}
+	grid := string(l.Quantize.Granularity)
+	if l.Quantize.Granularity == layer.PerGroup {
+		grid = fmt.Sprintf("group of %d", l.Quantize.GroupSize)
+	}
+	if l.Quantize.Format != layer.Integer {
+		grid = fmt.Sprintf("%s, %s", l.Quantize.Format, grid)
+	}
+	return grid
 }

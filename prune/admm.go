@@ -14,11 +14,6 @@ import (
 	"github.com/fettle-dev/fettle/layer"
 )
 
-// OptionError says which settings of a solver it cannot work with.
-type OptionError struct{ Reason string }
-
-func (e *OptionError) Error() string { return "prune: " + e.Reason }
-
 // ADMMOptions are the settings of ADMM.
 type ADMMOptions struct {
 	Iterations int     // updates of the weights
@@ -65,7 +60,7 @@ func ADMM(ctx context.Context, p *pool.Pool, a, w blas64.General, sel Selection,
 		return nil, err
 	}
 	if o.Iterations+1 < o.Steps || o.Steps < 0 || o.Iterations < 0 || !(o.Rho > 0) || math.IsInf(o.Rho, 0) {
-		return nil, &OptionError{fmt.Sprintf("ADMM of %d iterations, %d choices of the mask and rho %g: want at most one choice more than iterations, and a positive rho", o.Iterations, o.Steps, o.Rho)}
+		return nil, &OptionError{"ADMM", fmt.Sprintf("%d iterations, %d choices of the mask, rho %g", o.Iterations, o.Steps, o.Rho), "at most one choice more than iterations, and a positive rho"}
 	}
 	if o.Mask == nil {
 		if err := sel.checkFor(w.Rows, w.Cols); err != nil {

@@ -81,7 +81,7 @@ func newPolisher(ctx context.Context, p *pool.Pool, a, target, w blas64.General,
 		return nil, err
 	}
 	if !(o.Tolerance > 0) || o.Iterations < 0 || target.Rows != w.Rows {
-		return nil, &OptionError{fmt.Sprintf("polish of %d rows towards %d, to a tolerance of %g in %d iterations: want as many rows, and a positive tolerance", w.Rows, target.Rows, o.Tolerance, o.Iterations)}
+		return nil, &OptionError{"Polish", fmt.Sprintf("%d rows towards %d, to a tolerance of %g in %d iterations", w.Rows, target.Rows, o.Tolerance, o.Iterations), "as many rows, and a positive tolerance"}
 	}
 	s := &polisher{o: o, a: a, target: target, w: w, mask: mask, scaling: newScaling(a, target), damped: make([]float64, w.Rows)}
 	b := linalg.NewGeneral(a.Rows, a.Cols)

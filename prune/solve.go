@@ -120,7 +120,7 @@ func (o Options) Check() error {
 		return o.Scope.Check(o.Pattern)
 	case o.Method != ByADMM && o.ADMM != ADMMOptions{}:
 		return &OptionError{"ADMM", o.ADMM, "nothing unless the method is admm"}
-	case o.Method == ByADMM && (o.ADMM.Iterations < 1 || o.ADMM.Steps < 0 || o.ADMM.Steps > o.ADMM.Iterations || o.ADMM.Iterations > 1e6):
+	case o.Method == ByADMM && (o.ADMM.Iterations < 1 || o.ADMM.Steps < 0 || o.ADMM.Steps > o.ADMM.Iterations+1 || o.ADMM.Iterations > 1e6):
 		return &OptionError{"ADMM.Iterations", o.ADMM.Iterations, "1 to 1000000, and at least the steps"}
 	case o.Method == ByADMM && !(o.ADMM.Rho > 0 && o.ADMM.Rho <= 1e6):
 		return &OptionError{"ADMM.Rho", o.ADMM.Rho, "a positive number up to 1e6"}
@@ -227,7 +227,6 @@ type solver struct {
 	*gram.Target
 	o        Options
 	target   blas64.General // what survivors aim at: W, or W̃ when aligned
-	damped   []float64      // each row's damped error over H's unit, where known
 	solution *layer.Solution
 }
 

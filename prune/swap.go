@@ -2,7 +2,6 @@ package prune
 
 import (
 	"context"
-	"fmt"
 
 	"gonum.org/v1/gonum/blas/blas64"
 
@@ -58,7 +57,7 @@ func Swap(ctx context.Context, p *pool.Pool, a, target, w blas64.General, mask *
 	case pattern.Kind == Blocks:
 		return nil, 0, &PatternError{pattern.String(), "unstructured or N:M: whole blocks are not swapped"}
 	case o.Rounds < 0:
-		return nil, 0, &OptionError{fmt.Sprintf("%d rounds of swaps: want none or more", o.Rounds)}
+		return nil, 0, &OptionError{"Rounds", o.Rounds, "none or more"}
 	}
 	s := swapper{pattern: pattern, rounds: o.Rounds, swaps: make([]int, w.Rows)}
 	if s.polisher, err = newPolisher(ctx, p, a, target, w, mask, o.Polish); err != nil {

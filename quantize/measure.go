@@ -26,7 +26,7 @@ func (s *solver) measure(ctx context.Context) error {
 	if s.soft != nil {
 		candidates = append(candidates, func(r int, dst []float32) { copy(dst, s.soft[r*n:]) })
 	}
-	sums, err := s.Target.Errors(ctx, s.damped, candidates...)
+	sums, err := s.Errors(ctx, s.damped, candidates...)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,189 @@
+// Command steps measures any steps of a recipe on real models and prints a table
+// of docs/benchmarks.md. It needs the models and their data, which are not part of
+// the project:
+//
+//	go run ./internal/bench/steps -data ../shared/data -model resnet20 -over 0.5,0.9 \
+//		-steps 'magnitude=[{prune: {method: magnitude, sparsity: $X}}]; ADMM=[{prune: {sparsity: $X}}]'
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+
+	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/record"
+)
+
+func main() {
+	var b runner
+	flag.StringVar(&b.data, "data", "../shared/data", "folder of real models and data")
+	flag.StringVar(&b.model, "model", "resnet20", "resnet20, resnet56, llm-stories260k or llm-tinystories-656k")
+	list := flag.String("steps", "", "entries of label=list of steps, divided by ; with $X for the values of -over")
+	over := flag.String("over", "", "values of $X, divided by commas")
+	flag.IntVar(&b.draws, "draws", 1, "calibration draws: 1 takes the first samples, N > 1 draws them with seeds 1 to N")
+	flag.BoolVar(&b.tune, "tune", false, "evaluate on calibration data that is left out, to choose defaults by")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := b.bench(ctx, *list, strings.Split(*over, ",")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+type runner struct {
+	data, model, temp string
+	draws, count      int
+	tune              bool
+}
+
+// text is how documents become tokens for the second language model.
+const text = `format: text, text: {separator: "<|endoftext|>", strip: true, min_chars: 51, length: 512, skip_long: true, bos: 1, prefix: false}`
+
+// subject says where a model and its data are, as a recipe does.
+func (b *runner) subject() (model, calibration, evaluation string, err error) {
+	at := func(parts ...string) string { return fmt.Sprintf("%q", filepath.Join(append([]string{b.data}, parts...)...)) }
+	switch b.model {
+	case "llm-stories260k":
+		calibration = "data: " + at(b.model, "calib.u16") + ", format: u16"
+		evaluation = "data: " + at(b.model, "valid.u16") + ", format: u16, samples: 200"
+		if b.tune {
+			evaluation = calibration + ", subset: [500, 700]"
+		}
+		return filepath.Join(b.data, b.model), calibration + ", subset: [0, 500], samples: 128", evaluation, nil
+	case "llm-tinystories-656k":
+		calibration = "data: " + at("text-tinystories", "test.txt") + ", " + text
+		evaluation = "data: " + at("text-tinystories", "valid.txt") + ", " + text + ", samples: 200"
+		if b.tune {
+			evaluation = calibration + ", subset: [300, 500]"
+		}
+		return filepath.Join(b.data, b.model), calibration + ", subset: [0, 300], samples: 128", evaluation, nil
+	}
+	models, err := filepath.Glob(filepath.Join(b.data, "resnet-cifar10", b.model+"-*.th"))
+	if err != nil || len(models) != 1 {
+		return "", "", "", fmt.Errorf("no model %s in %s", b.model, b.data)
+	}
+	train := "data: " + at("cifar10", "train5085.bin") + ", format: cifar10"
+	evaluation = "data: " + at("cifar10", "test1017.bin") + ", format: cifar10"
+	if b.tune {
+		evaluation = train + ", subset: [4068, 5085]"
+	}
+	return models[0], train + ", subset: [0, 4068], samples: 1024", evaluation, nil
+}
+
+func (b *runner) bench(ctx context.Context, list string, over []string) (err error) {
+	if b.temp, err = os.MkdirTemp("", "fettle-bench-*"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.temp)
+	if strings.HasPrefix(b.model, "llm") {
+		fmt.Println("| $X | steps | nats added | ± | KL | bytes | mean layer error | solver s | all s |")
+	} else {
+		fmt.Println("| $X | steps | top-1 | ± | KL | predictions changed | bytes | mean layer error | solver s | all s |")
+	}
+	fmt.Println(strings.Repeat("|---", 9+strings.Count(b.model, "resnet")) + "|")
+	for _, x := range over {
+		for entry := range strings.SplitSeq(list, ";") {
+			label, steps, found := strings.Cut(entry, "=")
+			if !found {
+				return fmt.Errorf("steps %q: want label=list of steps", entry)
+			}
+			if err := b.row(ctx, x, strings.TrimSpace(label), strings.ReplaceAll(steps, "$X", x)); err != nil {
+				return fmt.Errorf("%s, %s: %w", x, label, err)
+			}
+		}
+	}
+	return nil
+}
+
+// row runs steps with each draw and prints the means, and the standard error of
+// KL or, of a language model, of the nats added; of a single draw, half the paired
+// interval over documents or of top-1.
+func (b *runner) row(ctx context.Context, x, label, steps string) error {
+	var runs []*record.Run
+	for draw := range b.draws {
+		run, err := b.run(ctx, steps, draw)
+		if err != nil {
+			return err
+		}
+		runs = append(runs, run)
+	}
+	mean := func(of func(r *record.Run) float64) (m, deviation float64) {
+		for _, r := range runs {
+			m += of(r) / float64(len(runs))
+		}
+		for _, r := range runs {
+			deviation += (of(r) - m) * (of(r) - m)
+		}
+		n := float64(len(runs))
+		return m, math.Sqrt(deviation / max(1, n*(n-1)))
+	}
+	errors, _ := mean(layerError)
+	solver, _ := mean(func(r *record.Run) float64 { return seconds(r, "solve") })
+	all, _ := mean(func(r *record.Run) float64 { return r.Seconds })
+	bytes := runs[0].Output.WeightBytes
+	first := runs[0].Evaluation
+	if l := first.Language; l != nil {
+		added, spread := mean(func(r *record.Run) float64 { return r.Evaluation.Language.LossIncrease })
+		kl, _ := mean(func(r *record.Run) float64 { return r.Evaluation.Language.KL })
+		if len(runs) == 1 && l.Interval != nil {
+			spread = (l.Interval[1] - l.Interval[0]) / 2
+		}
+		fmt.Printf("| %s | %s | %.4f | %.4f | %.4f | %d | %.4f | %.1f | %.1f |\n", x, label, added, spread, kl, bytes, errors, solver, all)
+		return nil
+	}
+	top1, _ := mean(func(r *record.Run) float64 { return r.Evaluation.Compressed.Top1 })
+	kl, spread := mean(func(r *record.Run) float64 { return r.Evaluation.KL })
+	changed, _ := mean(func(r *record.Run) float64 { return float64(r.Evaluation.Changed) })
+	plus := fmt.Sprintf("%.4f KL", spread)
+	if len(runs) == 1 {
+		plus = fmt.Sprintf("%.2f points", (first.Interval[1]-first.Interval[0])/2)
+	}
+	fmt.Printf("| %s | %s | %.2f %% | %s | %.4f | %.1f | %d | %.4f | %.1f | %.1f |\n", x, label, top1, plus, kl, changed, bytes, errors, solver, all)
+	return nil
+}
+
+// layerError is the mean of the layers' relative errors.
+func layerError(r *record.Run) float64 {
+	sum, n := 0.0, 0
+	for _, l := range r.Layers {
+		if l.RelativeError != nil {
+			sum += *l.RelativeError
+			n++
+		}
+	}
+	return sum / max(1, float64(n))
+}
+
+func (b *runner) run(ctx context.Context, steps string, draw int) (*record.Run, error) {
+	model, calibration, evaluation, err := b.subject()
+	if err != nil {
+		return nil, err
+	}
+	if b.draws > 1 {
+		calibration += fmt.Sprintf(", seed: %d", draw+1)
+	}
+	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", calibration, steps, evaluation), "")
+	if err != nil {
+		return nil, err
+	}
+	b.count++
+	recipe.Model.Path = model
+	recipe.Output.Path = filepath.Join(b.temp, fmt.Sprint(b.count))
+	return pipeline.Run(ctx, recipe, pipeline.Options{Cache: filepath.Join(b.temp, "cache")})
+}
+
+func seconds(run *record.Run, stage string) float64 {
+	for _, s := range run.Stages {
+		if s.Name == stage {
+			return s.Seconds
+		}
+	}
+	return 0
+}

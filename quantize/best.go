@@ -19,7 +19,7 @@ import (
 // The method Best tries, for each row, GPTQ's pass on many grids, and improves
 // the most promising results by descent over all codes and by fitting the scales
 // and zero points to the codes, all in the damped error. Each row keeps the best
-// it has seen.
+// it has seen, in layers that are not wide no worse than nearest rounding.
 const (
 	bestRows       = 32       // rows of one task, at most
 	bestBytes      = 32 << 20 // of the copies of its rows, one for each grid
@@ -104,6 +104,11 @@ func (t *bestTask) run(ctx context.Context) error {
 	}
 	if err := t.improve(ctx, kept, hw); err != nil {
 		return err
+	}
+	if !t.wide() {
+		if err := t.addNearest(ctx, kept, hw); err != nil {
+			return err
+		}
 	}
 	for r := range rows {
 		best := slices.MinFunc(kept[r], func(a, b *attempt) int { return cmp.Compare(a.cost, b.cost) })
@@ -310,6 +315,40 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 		rows = slices.DeleteFunc(rows, func(row *bestRow) bool { return !row.fitted || !(row.cost < row.before*(1-gain)) })
 	}
 	return nil
+}
+
+// addNearest adds to a row's attempts nearest rounding on the grid of the range
+// search where that is better than all of them, and improves it. Few inputs, or
+// inputs that are all alike, can make it so.
+func (t *bestTask) addNearest(ctx context.Context, kept [][]*attempt, hw blas64.General) error {
+	grid, n := &t.solution.Grid, t.target.Cols
+	lo, hi := grid.Range()
+	span, groups := t.span()
+	near := make([]*bestRow, len(kept))
+	for r := range near {
+		a := &attempt{codes: make([]int8, n), steps: make([]step, groups)}
+		for g := range a.steps {
+			a.steps[g] = stepAt(grid, grid.Index(t.from+r, g*span, n))
+		}
+		for j, w := range linalg.Row(t.target, r) {
+			s := a.steps[j/span]
+			a.codes[j] = int8(s.code(w, lo, hi))
+			if t.pruned(t.from+r, j) {
+				a.codes[j] = int8(s.zero)
+			}
+		}
+		near[r] = &bestRow{attempt: a, target: linalg.Row(t.aim, r)}
+	}
+	if err := t.multiply(ctx, near); err != nil {
+		return err
+	}
+	better := make([][]*attempt, len(kept))
+	for r, row := range near {
+		if !slices.ContainsFunc(kept[r], func(a *attempt) bool { return a.cost <= row.cost }) {
+			better[r], kept[r] = []*attempt{row.attempt}, append(kept[r], row.attempt)
+		}
+	}
+	return t.improve(ctx, better, hw)
 }
 
 // bestRow is an attempt that is being improved.

@@ -170,9 +170,16 @@ func TestRandomProblems(t *testing.T) {
 func checkSolution(t *testing.T, name string, d data, lost []float64, o Options, s *layer.Solution) {
 	t.Helper()
 	v := values(s)
-	want, energy := 0.0, 0.0
+	want, size := 0.0, 0.0 // size is that of the terms whose difference the error is
 	for r := range s.Rows {
 		g := d.prob.Group(r)
+		unit := linalg.MeanDiagonal(d.prob.Moments.H[g])
+		if unit == 0 {
+			unit = 1
+		}
+		for c, w := range rowOf32(d.prob.Weight, r) {
+			size += unit * (float64(w)*float64(w) + float64(v[r*s.Cols+c])*float64(v[r*s.Cols+c]))
+		}
 		for i := range d.x[g].Rows {
 			y := dot32(rowOf32(d.prob.Weight, r), linalg.Row(d.x[g], i))
 			if lost != nil {
@@ -183,13 +190,13 @@ func checkSolution(t *testing.T, name string, d data, lost []float64, o Options,
 				e -= s.Bias[r]
 			}
 			want += e * e
-			energy += y * y
+			size += y * y
 		}
 	}
-	if e := s.Errors; math.Abs(e.Solved-want) > 1e-8*want+1e-11*energy {
-		t.Errorf("%s: error %v, from the data %v of %v", name, e.Solved, want, energy)
+	if e := s.Errors; math.Abs(e.Solved-want) > 1e-8*want+1e-11*size {
+		t.Errorf("%s: error %v, from the data %v, terms of %v", name, e.Solved, want, size)
 	}
-	if e := s.Errors; e.Bound > 0 && want > e.Bound*(1+1e-8)+1e-11*energy {
+	if e := s.Errors; e.Bound > 0 && want > e.Bound*(1+1e-8)+1e-11*size {
 		t.Errorf("%s: error %v, bound %v", name, want, e.Bound)
 	}
 	if start := d.prob.Start; start != nil {
@@ -218,7 +225,8 @@ func checkSolution(t *testing.T, name string, d data, lost []float64, o Options,
 }
 
 // checkNotWorse: no row has a larger damped error than nearest rounding: of
-// AdaRound on its own grid, of Best on the grid that the range search finds.
+// AdaRound on its own grid, of Best on the grid that the range search finds. (Wide
+// layers may; GPTQ, Qronos, GPFQ and SPFQ may anywhere.)
 func checkNotWorse(t *testing.T, name string, d data, o Options) {
 	t.Helper()
 	o = o.WithDefaults()
@@ -258,6 +266,21 @@ func checkNotWorse(t *testing.T, name string, d data, o Options) {
 		if got[r] > limit[r]*(1+1e-9)+1e-300 {
 			t.Errorf("%s: row %d has damped error %v, nearest %v", name, r, got[r], limit[r])
 		}
+	}
+}
+
+// TestBestNotWorseThanNearest on layers where GPTQ's pass can be: of few inputs,
+// or of one sample.
+func TestBestNotWorseThanNearest(t *testing.T) {
+	for seed := range 300 * long() {
+		rng := rand.New(rand.NewPCG(seed, 23))
+		s := shape{out: 12, in: 1 + rng.IntN(9), groups: 1, samples: 1 + rng.IntN(3), mismatch: pick(rng, 0, 0.3)}
+		o := Options{Method: Best, Bits: 2 + rng.IntN(7), Symmetric: rng.IntN(2) == 0, PowerOfTwo: rng.IntN(2) == 0, Granularity: pick(rng, layer.PerTensor, layer.PerChannel)}
+		d := newData(seed, s)
+		if rng.IntN(3) == 0 {
+			d.prob.Start = prunedStart(d.prob, seed)
+		}
+		checkNotWorse(t, fmt.Sprintf("seed %d, %v: %+v", seed, s, o), d, o)
 	}
 }
 

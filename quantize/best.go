@@ -34,6 +34,7 @@ const (
 	wideGain       = 1e-3 // share of the error that a turn must gain for another one in wide layers; else leastGain
 	bestSweeps     = 30   // passes of descent over a row's codes, at most
 	leastGain      = 1e-9
+	exactBelow     = 1e-5 // costs below this share of w̃ᵀHw̃ are computed again in the end
 )
 
 // best solves all rows.
@@ -287,15 +288,13 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 			rows = append(rows, &bestRow{attempt: a, row: t.from + r, target: linalg.Row(t.aim, r), hw: linalg.Row(hw, r)})
 		}
 	}
+	all := slices.Clone(rows)
 	_, groups := t.span()
 	gain := leastGain
 	if t.wide() {
 		gain = wideGain
 	}
-	for round := range bestRounds {
-		if len(rows) == 0 {
-			return nil
-		}
+	for round := 0; round < bestRounds && len(rows) > 0; round++ {
 		if round == 0 || groups > 1 { // one step's fit brings Hd along
 			if err := t.multiply(ctx, rows); err != nil {
 				return err
@@ -314,7 +313,12 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 		// Only a new step opens new moves.
 		rows = slices.DeleteFunc(rows, func(row *bestRow) bool { return !row.fitted || !(row.cost < row.before*(1-gain)) })
 	}
-	return nil
+	// Fits take ŵ for s·(code − zero), of which float32 loses a little.
+	small := slices.DeleteFunc(all, func(row *bestRow) bool { return row.cost > exactBelow*vec.Dot64(row.target, row.hw) })
+	if len(small) == 0 {
+		return nil
+	}
+	return t.multiply(ctx, small)
 }
 
 // addNearest adds to a row's attempts nearest rounding on the grid of the range

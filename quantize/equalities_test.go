@@ -125,7 +125,9 @@ func TestSigmaDelta(t *testing.T) {
 	fill(d.x[0].Data, 0.5)
 	d.setMoments()
 	for _, o := range []Options{
-		{Method: GPFQ, Bits: 4}, {Method: GPFQ, Bits: 3, Symmetric: true, Range: MinMax}, {Method: GPFQ, Bits: 4, Granularity: layer.PerTensor},
+		{Method: GPFQ, Bits: 4},
+		{Method: GPFQ, Bits: 3, Symmetric: true, Range: MinMax},
+		{Method: GPFQ, Bits: 4, Granularity: layer.PerTensor},
 		{Method: GPFQ, Bits: 4, Alphabet: AlphabetGPFQ},
 	} {
 		s := solve(t, d.prob, o)
@@ -142,7 +144,7 @@ func TestSigmaDelta(t *testing.T) {
 					t.Fatalf("%+v, row %d, input %d: code %d, want %d", o, r, i, s.Codes[r*n+i], code)
 				}
 				u -= float64(st.value(code))
-				clipped := (code == lo || code == hi)
+				clipped := code == lo || code == hi
 				if !clipped && math.Abs(u) > float64(st.scale)/2*(1+1e-6) {
 					t.Fatalf("%+v, row %d, input %d: the errors sum to %v on steps of %v", o, r, i, u, st.scale)
 				}
@@ -375,7 +377,7 @@ func TestInputsPermute(t *testing.T) {
 	const out, in = 5, 32
 	d := newData(48, shape{out: out, in: in, groups: 1, samples: 60, mismatch: 0.2})
 	rng := rand.New(rand.NewPCG(48, 2))
-	within, any := make([]int, 0, in), rng.Perm(in)
+	within, free := make([]int, 0, in), rng.Perm(in)
 	for from := 0; from < in; from += 8 {
 		for _, i := range rng.Perm(8) {
 			within = append(within, from+i)
@@ -388,7 +390,7 @@ func TestInputsPermute(t *testing.T) {
 		case GPTQ, GPFQ, Qronos:
 			o.ActOrder = true
 		}
-		order := any
+		order := free
 		if o.Format.GroupSize() > 0 {
 			return
 		} else if o.GroupSize > 0 {

@@ -34,7 +34,7 @@ const (
 	wideGain       = 1e-3 // share of the error that a turn must gain for another one in wide layers; else leastGain
 	bestSweeps     = 30   // passes of descent over a row's codes, at most
 	leastGain      = 1e-9
-	exactBelow     = 1e-5 // costs below this share of w̃ᵀHw̃ are computed again in the end
+	exactBelow     = 1e-4 // costs below this share of w̃ᵀHw̃ are computed again in the end
 )
 
 // best solves all rows.

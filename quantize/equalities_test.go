@@ -248,8 +248,12 @@ func eliminate(t *testing.T, h blas64.General, w []float64, order []int) []int8 
 func TestDampedErrorInPassing(t *testing.T) {
 	d := newData(45, shape{out: 6, in: 160, groups: 2, samples: 90, mismatch: 0.2})
 	for _, o := range []Options{
-		{Method: GPTQ, Bits: 3}, {Method: GPTQ, Bits: 3, Align: true, ActOrder: true}, {Method: GPTQ, Bits: 4, Align: true, Granularity: layer.PerGroup, GroupSize: 20},
-		{Method: GPTQ, Align: true, Format: layer.NVFP4}, {Method: Qronos, Bits: 3, Align: true}, {Method: GPTQ, Bits: 2, Align: true, BiasCorrection: true, Centre: true},
+		{Method: GPTQ, Bits: 3},
+		{Method: GPTQ, Bits: 3, Align: true, ActOrder: true},
+		{Method: GPTQ, Bits: 4, Align: true, Granularity: layer.PerGroup, GroupSize: 20},
+		{Method: GPTQ, Align: true, Format: layer.NVFP4},
+		{Method: Qronos, Bits: 3, Align: true},
+		{Method: GPTQ, Bits: 2, Align: true, BiasCorrection: true, Centre: true},
 	} {
 		s := factored(t, d.prob, o.WithDefaults())
 		if err := s.round(context.Background()); err != nil {

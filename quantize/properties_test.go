@@ -146,7 +146,7 @@ func randomData(seed uint64, o Options) (d data, lost []float64, name string) {
 // layer gives a sound solution, see checkSolution.
 func TestRandomProblems(t *testing.T) {
 	for i, method := range allMethods {
-		for k := range 60 * long() {
+		for k := range 40 * long() {
 			seed := uint64(i)<<32 + k
 			o := randomOptions(rand.New(rand.NewPCG(seed, 19)), method)
 			d, lost, name := randomData(seed, o)

@@ -12,7 +12,7 @@ OPENBLAS  ?= $(shell printf '\#include <cblas.h>\n' | $(CC) -E - >/dev/null 2>&1
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward bench-layers bench-llama bench-prune clean
+.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward bench-layers bench-llama bench-gpfq bench-prune clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

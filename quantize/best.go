@@ -19,7 +19,7 @@ import (
 // The method Best tries, for each row, GPTQ's pass on many grids, and improves
 // the most promising results by descent over all codes and by fitting the scales
 // and zero points to the codes, all in the damped error. Each row keeps the best
-// it has seen.
+// it has seen, in layers that are not wide no worse than nearest rounding.
 const (
 	bestRows       = 32       // rows of one task, at most
 	bestBytes      = 32 << 20 // of the copies of its rows, one for each grid
@@ -34,6 +34,7 @@ const (
 	wideGain       = 1e-3 // share of the error that a turn must gain for another one in wide layers; else leastGain
 	bestSweeps     = 30   // passes of descent over a row's codes, at most
 	leastGain      = 1e-9
+	exactBelow     = 1e-4 // costs below this share of w̃ᵀHw̃ are computed again in the end
 )
 
 // best solves all rows.
@@ -104,6 +105,11 @@ func (t *bestTask) run(ctx context.Context) error {
 	}
 	if err := t.improve(ctx, kept, hw); err != nil {
 		return err
+	}
+	if !t.wide() {
+		if err := t.addNearest(ctx, kept, hw); err != nil {
+			return err
+		}
 	}
 	for r := range rows {
 		best := slices.MinFunc(kept[r], func(a, b *attempt) int { return cmp.Compare(a.cost, b.cost) })
@@ -282,15 +288,13 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 			rows = append(rows, &bestRow{attempt: a, row: t.from + r, target: linalg.Row(t.aim, r), hw: linalg.Row(hw, r)})
 		}
 	}
+	all := slices.Clone(rows)
 	_, groups := t.span()
 	gain := leastGain
 	if t.wide() {
 		gain = wideGain
 	}
-	for round := range bestRounds {
-		if len(rows) == 0 {
-			return nil
-		}
+	for round := 0; round < bestRounds && len(rows) > 0; round++ {
 		if round == 0 || groups > 1 { // one step's fit brings Hd along
 			if err := t.multiply(ctx, rows); err != nil {
 				return err
@@ -309,7 +313,46 @@ func (t *bestTask) improve(ctx context.Context, kept [][]*attempt, hw blas64.Gen
 		// Only a new step opens new moves.
 		rows = slices.DeleteFunc(rows, func(row *bestRow) bool { return !row.fitted || !(row.cost < row.before*(1-gain)) })
 	}
-	return nil
+	// Fits take ŵ for s·(code − zero), of which float32 loses a little.
+	small := slices.DeleteFunc(all, func(row *bestRow) bool { return row.cost > exactBelow*vec.Dot64(row.target, row.hw) })
+	if len(small) == 0 {
+		return nil
+	}
+	return t.multiply(ctx, small)
+}
+
+// addNearest adds to a row's attempts nearest rounding on the grid of the range
+// search where that is better than all of them, and improves it. Few inputs, or
+// inputs that are all alike, can make it so.
+func (t *bestTask) addNearest(ctx context.Context, kept [][]*attempt, hw blas64.General) error {
+	grid, n := &t.solution.Grid, t.target.Cols
+	lo, hi := grid.Range()
+	span, groups := t.span()
+	near := make([]*bestRow, len(kept))
+	for r := range near {
+		a := &attempt{codes: make([]int8, n), steps: make([]step, groups)}
+		for g := range a.steps {
+			a.steps[g] = stepAt(grid, grid.Index(t.from+r, g*span, n))
+		}
+		for j, w := range linalg.Row(t.target, r) {
+			s := a.steps[j/span]
+			a.codes[j] = int8(s.code(w, lo, hi))
+			if t.pruned(t.from+r, j) {
+				a.codes[j] = int8(s.zero)
+			}
+		}
+		near[r] = &bestRow{attempt: a, target: linalg.Row(t.aim, r)}
+	}
+	if err := t.multiply(ctx, near); err != nil {
+		return err
+	}
+	better := make([][]*attempt, len(kept))
+	for r, row := range near {
+		if !slices.ContainsFunc(kept[r], func(a *attempt) bool { return a.cost <= row.cost }) {
+			better[r], kept[r] = []*attempt{row.attempt}, append(kept[r], row.attempt)
+		}
+	}
+	return t.improve(ctx, better, hw)
 }
 
 // bestRow is an attempt that is being improved.

@@ -72,10 +72,25 @@ func (s *solver) followPath(ctx context.Context) error {
 	for _, v := range bounds {
 		bound += v
 	}
+	if err == nil && s.Problem.Start != nil {
+		bound, err = s.boundFromStart(ctx, bound)
+	}
 	if finite(bound) {
 		s.solution.Errors.Bound = bound
 	}
 	return err
+}
+
+// boundFromStart returns what the error cannot exceed where the pass begins with
+// the values V that steps before have left, and its own error ‖X̃(V−Ŵ)ᵀ‖² cannot
+// exceed a bound: ‖Y* − X̃Ŵᵀ‖ ≤ ‖Y* − X̃Vᵀ‖ + ‖X̃(V−Ŵ)ᵀ‖.
+func (s *solver) boundFromStart(ctx context.Context, bound float64) (float64, error) {
+	sums, err := s.Errors(ctx, nil, func(r int, dst []float32) { copy(dst, s.Problem.Start.Values[r*len(dst):]) })
+	if err != nil {
+		return 0, err
+	}
+	both := math.Sqrt(sums[0]) + math.Sqrt(bound)
+	return both * both, nil
 }
 
 func (s *solver) newPath(group int) path {
@@ -165,7 +180,8 @@ func inOrderOf(m blas64.General, left, right []float64, order []int) blas64.Gene
 //
 //	‖Xw − X̃q‖ ≤ ‖Xw − X̃q*‖ + (Σ H_tt·ε_t²)^½
 //
-// Where G = H, q* is w and the first term 0. For an aligned target q* is w̃, and
+// Where G = H, q* is w and the first term 0; what a start adds, boundFromStart
+// says. For an aligned target q* is w̃, and
 // by the split of the squares in H + λI the error is at most the floor plus the
 // sum. |ε_t| is at most half a step (SPFQ: a step) unless v_t lies outside the
 // grid; then it counts as it is, so the bound holds whatever is clipped. Where
@@ -186,7 +202,7 @@ func (s *solver) followRows(ctx context.Context, p *path, b gram.Block, codes []
 			return err
 		}
 		for r := range bounds {
-			if s.Floor != nil {
+			if s.Floor != nil && s.Problem.Start == nil {
 				bounds[r] += max(s.Floor[b.From+r], 0)
 			}
 		}

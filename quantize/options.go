@@ -12,7 +12,7 @@ import (
 
 // Version grows whenever a solver's output changes for some input. It is part
 // of the keys under which solutions are cached.
-const Version = 4
+const Version = 5
 
 // Method says how codes are found.
 type Method string

@@ -88,6 +88,9 @@ bench-forward: ## a Llama's forward pass beside PyTorch's, where a python3 has i
 bench-layers: ## single layers, from 256² to 4096²
 	go run ./internal/bench/layers
 
+bench-gpfq: ## GPFQ in Gram form beside its authors' data form; two minutes
+	go run ./internal/bench/gpfq
+
 bench-prune: ## solvers of pruning on single layers, beside the published ADMM in PyTorch, where a python3 has it
 	go run ./internal/bench/prune
 

@@ -213,6 +213,11 @@ func (s *Prune) allocation() prune.AllocationOptions {
 	return a.WithDefaults()
 }
 
+// swapRounds is Swaps where a recipe does not say: on the last 200 calibration
+// documents of stories260k at half, and on the last 1,017 training images of
+// ResNet-20 at 80 %, four rounds took a fortieth and a tenth off.
+const swapRounds = 4
+
 // options resolves what was asked for. ADMM and SparseGPT align unless told not
 // to; ADMM takes all that lowers the error.
 func (s *Prune) options() prune.Options {
@@ -224,8 +229,11 @@ func (s *Prune) options() prune.Options {
 	o.Residual = or(s.Residual, o.Align && full)
 	o.BiasCorrection = or(s.BiasCorrection, full)
 	o.Centre = or(s.Centre, full && o.BiasCorrection)
-	if s.Swaps != nil {
+	switch {
+	case s.Swaps != nil:
 		o.Swaps = *s.Swaps
+	case full && o.Polish && o.Pattern.Kind != prune.Blocks:
+		o.Swaps = swapRounds
 	}
 	if a := s.ADMM; a != nil {
 		o.ADMM = prune.DefaultADMM()

@@ -28,6 +28,7 @@ func main() {
 	over := flag.String("over", "", "values of $X, divided by commas")
 	flag.IntVar(&b.draws, "draws", 1, "calibration draws: 1 takes the first samples, N > 1 draws them with seeds 1 to N")
 	flag.BoolVar(&b.tune, "tune", false, "evaluate on calibration data that is left out, to choose defaults by")
+	flag.StringVar(&b.sequential, "sequential", "value", "value, or none: every layer sees the original's inputs, so that methods' layer errors can be compared")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -39,6 +40,7 @@ func main() {
 
 type runner struct {
 	data, model, temp string
+	sequential        string
 	draws, count      int
 	tune              bool
 }
@@ -169,7 +171,7 @@ func (b *runner) run(ctx context.Context, steps string, draw int) (*record.Run, 
 	if b.draws > 1 {
 		calibration += fmt.Sprintf(", seed: %d", draw+1)
 	}
-	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", calibration, steps, evaluation), "")
+	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\nsequential: %s\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", b.sequential, calibration, steps, evaluation), "")
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,9 @@ const text = `format: text, text: {separator: "<|endoftext|>", strip: true, min_
 
 // subject says where a model and its data are, as a recipe does.
 func (b *runner) subject() (model, calibration, evaluation string, err error) {
-	at := func(parts ...string) string { return fmt.Sprintf("%q", filepath.Join(append([]string{b.data}, parts...)...)) }
+	at := func(parts ...string) string {
+		return fmt.Sprintf("%q", filepath.Join(append([]string{b.data}, parts...)...))
+	}
 	switch b.model {
 	case "llm-stories260k":
 		calibration = "data: " + at(b.model, "calib.u16") + ", format: u16"

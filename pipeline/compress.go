@@ -216,8 +216,14 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 // compressed before; a solution on its moments, its weight and its options.
 func (c *compression) setKeys(s *stop) (err error) {
 	if c.calibration != nil {
-		s.key, err = key("moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
-			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream)
+		parts := []any{
+			"moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
+			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream,
+		}
+		if rows := s.sampleRows(); rows > 0 {
+			parts = append(parts, "sample", rows) // others' moments stay the same
+		}
+		s.key, err = key(parts...)
 		if err != nil {
 			return err
 		}
@@ -286,6 +292,15 @@ func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments,
 	}
 	if err := finiteMoments(m, c.graph.Values[s.value].Name); err != nil {
 		return nil, err
+	}
+	if rows := s.sampleRows(); rows > 0 {
+		originals := x.Data
+		if same {
+			originals = nil
+		}
+		if m.Sample, err = s.reading.Sample(ctx, c.pool, originals, xt.Data, rows, c.graph.Values[s.value].Name); err != nil {
+			return nil, err
+		}
 	}
 	if m.Energy, err = c.energies(ctx, s); err != nil {
 		return nil, err
@@ -365,6 +380,11 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, factors quantize.
 		return nil, err
 	}
 	prob.FusedMax = fusedMax
+	if l.Options.SampleRows() > 0 {
+		if prob.After, err = c.after(l.op); err != nil {
+			return nil, err
+		}
+	}
 	if scale != nil {
 		quantize.ScaleWeight(prob.Weight, scale)
 	}

@@ -84,6 +84,9 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		case quantize.AdaRound:
 			moments += groups * 12 * n * n
 			layers += out * n * 4
+			// Both streams' rows, and one of them centred; targets and outputs.
+			moments += int64(l.Options.SampleRows()) * 4 * 3 * groups * n
+			layers += int64(l.Options.SampleRows()) * 4 * 3 * out
 		case quantize.Best:
 			moments += groups * 8 * n * n
 		}

@@ -225,6 +225,9 @@ func checkProblem(prob *layer.Problem, o Options) error {
 			return prob.Bad("scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
 		}
 	}
+	if prob.Moments != nil && o.SampleRows() > 0 && prob.Moments.Sample == nil {
+		return prob.Bad("moments", -1, "they hold no sample of rows, which adaround with sample learns from")
+	}
 	if start := prob.Start; start != nil {
 		if size := prob.Weight.Rows * prob.Weight.Cols; len(start.Values) != size || start.Mask != nil && (start.Mask.Rows != prob.Weight.Rows || start.Mask.Cols != prob.Weight.Cols) {
 			return prob.Bad("start", -1, "%d values for a %d×%d weight", len(start.Values), prob.Weight.Rows, prob.Weight.Cols)

@@ -54,6 +54,11 @@ type After struct {
 // not finite.
 func (p *Problem) checkSample() error {
 	if a := p.After; a != nil {
+		switch a.Activation {
+		case ReLU, LeakyReLU, Sigmoid, Tanh, GELU, GELUTanh:
+		default:
+			return p.Bad("activation after it", -1, "%q is not known", a.Activation)
+		}
 		for what, v := range map[string][]float32{"scale of the normalization after it": a.Scale, "shift after it": a.Shift} {
 			if v != nil && len(v) != p.Weight.Rows {
 				return p.Bad(what, -1, "%d values for %d outputs", len(v), p.Weight.Rows)

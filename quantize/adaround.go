@@ -186,6 +186,14 @@ func (c *choices) upsOf(codes []int8) []bool {
 	return ups
 }
 
+// value returns the value of a choice.
+func (c *choices) value(k int, up bool) float64 {
+	if up {
+		return c.up[k]
+	}
+	return c.down[k]
+}
+
 // write writes the codes of choices from ≤ k < to.
 func (c *choices) write(codes []int8, ups []bool, from, to int) {
 	for k := from; k < to; k++ {

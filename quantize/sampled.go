@@ -16,6 +16,7 @@ import (
 // the m rows that targets are computed from and those that the weights read.
 type sample struct {
 	wanted, read []blas32.General // m×inputs
+	columns      []blas32.General // read, transposed
 	diagonal     []float64        // mean square of an input that is read
 
 	// Added to wanted and read outputs, by row of the weight; nil for 0. Inputs
@@ -40,7 +41,7 @@ func (s *solver) newSample() *sample {
 		if !s.o.Align {
 			x = xt
 		}
-		p.wanted, p.read = append(p.wanted, x), append(p.read, xt)
+		p.wanted, p.read, p.columns = append(p.wanted, x), append(p.read, xt), append(p.columns, transposed32(xt))
 		p.diagonal = append(p.diagonal, vec.SumSquares(xt.Data[:n*xt.Stride])/float64(n*m.Inputs))
 	}
 	if !s.o.Centre {
@@ -57,6 +58,16 @@ func (s *solver) newSample() *sample {
 		p.wantedMean = p.readMean
 	}
 	return p
+}
+
+func transposed32(a blas32.General) blas32.General {
+	t := blas32.General{Rows: a.Cols, Cols: a.Rows, Stride: a.Rows, Data: make([]float32, a.Rows*a.Cols)}
+	for i := range a.Rows {
+		for j, v := range rowOf32(a, i) {
+			t.Data[j*t.Stride+i] = v
+		}
+	}
+	return t
 }
 
 // centred returns a copy of rows less sum/count.
@@ -85,6 +96,7 @@ type sampled struct {
 	c            *choices
 	after        *layer.After   // nil: f(z) = z
 	x            blas32.General // what the weights read, m×n
+	columns      blas32.General // the same, transposed
 	scale, shift []float32      // of each row
 	wanted       blas32.General // f(a·y* + c), rows×m
 	start        blas32.General // a·X̃ŵ + c at V₀, rows×m
@@ -98,7 +110,7 @@ type sampled struct {
 func (s *solver) newSampled(ctx context.Context, c *choices, b gram.Block, p *sample) (*sampled, error) {
 	rows, x := c.target.Rows, p.read[b.Group]
 	e := &sampled{
-		c: c, after: s.Problem.After, x: x, scale: make([]float32, rows), shift: make([]float32, rows),
+		c: c, after: s.Problem.After, x: x, columns: p.columns[b.Group], scale: make([]float32, rows), shift: make([]float32, rows),
 		width: make([]float32, rows), weight: make([]float32, rows),
 		z: make([]float32, rows*min(x.Rows, sampleBatch)), slope: make([]float32, x.Rows),
 	}
@@ -190,42 +202,71 @@ func (e *sampled) derive(ctx context.Context, t int, moved, dst blas32.General) 
 	return blas.Gemm(ctx, nil, blas.NoTrans, blas.NoTrans, 1, z, x, 0, dst)
 }
 
-// errors returns for each row of the choices Σ(f(a·y* + c) − f(a·X̃ŵ + c))² over
-// the whole sample.
-func (e *sampled) errors(ctx context.Context, ups []bool) ([]float64, error) {
+// hard returns a·X̃ŵ + c of each row of the choices, rows×m.
+func (e *sampled) hard(ctx context.Context, ups []bool) (blas32.General, error) {
 	rows, n := e.c.target.Rows, e.c.target.Cols
 	w := blas32.General{Rows: rows, Cols: n, Stride: n, Data: make([]float32, rows*n)}
 	for k, up := range ups {
-		w.Data[k] = float32(e.c.down[k])
-		if up {
-			w.Data[k] = float32(e.c.up[k])
-		}
+		w.Data[k] = float32(e.c.value(k, up))
 	}
-	z, err := e.outputs(ctx, e.x, w, nil)
-	if err != nil {
-		return nil, err
-	}
-	sums := make([]float64, rows)
-	for r := range sums {
-		row := rowOf32(z, r)
-		activate(e.after, row, nil)
-		vec.Axpy(-1, rowOf32(e.wanted, r), row)
-		sums[r] = vec.SumSquares(row)
-	}
-	return sums, nil
+	return e.outputs(ctx, e.x, w, nil)
 }
 
-// best writes for each row the codes of the candidate with the least error; the
-// first of equals.
+// lost returns Σ(f(a·y* + c) − f(z))² of row r and overwrites z.
+func (e *sampled) lost(r int, z []float32) float64 {
+	activate(e.after, z, nil)
+	vec.Axpy(-1, rowOf32(e.wanted, r), z)
+	return vec.SumSquares(z)
+}
+
+// sweeps is how often a descent goes over all weights at most. It ends before
+// that where a sweep changes nothing, which is mostly after three to six.
+const sweeps = 12
+
+// descend improves a row's choices by single flips, each that lowers the error
+// by more than rounding, in the order of the inputs, until none does. z are the
+// row's outputs, which it keeps up to date. It returns the error.
+//
+// Cost: m·n for each sweep.
+func (e *sampled) descend(ctx context.Context, r int, ups []bool, z []float32) float64 {
+	n := e.c.target.Cols
+	try := make([]float32, len(z))
+	copy(try, z)
+	least := e.lost(r, try)
+	for range sweeps {
+		changed := false
+		for j := range n {
+			k := r*n + j
+			if e.c.floors[k] == e.c.ceils[k] {
+				continue
+			}
+			delta := float32(float64(e.scale[r]) * (e.c.value(k, !ups[k]) - e.c.value(k, ups[k])))
+			copy(try, z)
+			vec.Axpy(delta, rowOf32(e.columns, j), try)
+			if sum := e.lost(r, try); sum < least*(1-tie) {
+				least, changed, ups[k] = sum, true, !ups[k]
+				vec.Axpy(delta, rowOf32(e.columns, j), z)
+			}
+		}
+		if !changed || ctx.Err() != nil {
+			break
+		}
+	}
+	return least
+}
+
+// best writes for each row the codes of the candidate with the least error after
+// descent; the first of equals.
 func (e *sampled) best(ctx context.Context, candidates [][]bool, codes []int8) error {
 	rows, n := e.c.target.Rows, e.c.target.Cols
 	least := make([]float64, rows)
 	for i, ups := range candidates {
-		sums, err := e.errors(ctx, ups)
+		z, err := e.hard(ctx, ups)
 		if err != nil {
 			return err
 		}
-		for r, sum := range sums {
+		for r := range rows {
+			sum := e.descend(ctx, r, ups, rowOf32(z, r))
 			if i > 0 && !(sum < least[r]) {
 				continue
 			}

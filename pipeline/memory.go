@@ -84,9 +84,10 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		case quantize.AdaRound:
 			moments += groups * 12 * n * n
 			layers += out * n * 4
-			// Both streams' rows, and one of them centred; targets and outputs.
-			moments += int64(l.Options.SampleRows()) * 4 * 3 * groups * n
-			layers += int64(l.Options.SampleRows()) * 4 * 3 * out
+			// Both streams' rows, X̃'s centred and transposed; targets and outputs of
+			// the rows of the weight that sixteen workers are at.
+			moments += int64(l.Options.SampleRows()) * 4 * 4 * groups * n
+			layers += int64(l.Options.SampleRows()) * 4 * 5 * min(out, 512)
 		case quantize.Best:
 			moments += groups * 8 * n * n
 		}

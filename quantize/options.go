@@ -114,7 +114,7 @@ type AdaRoundOptions struct {
 	// of their moments: the error is then that of what comes out of the activation
 	// after the layer (layer.Problem.After), where there is one.
 	Sample bool
-	Rows   int // rows of the sample that are used, at most; with Sample, default 2048
+	Rows   int // rows of the sample that are used, at most; with Sample, default 16384
 
 	Steps        int     // Adam steps, on the full batch or batches of the sample; default 400
 	LearningRate float64 // default 0.05
@@ -129,8 +129,10 @@ type AdaRoundOptions struct {
 	BetaEnd   float64 // β at the last step, reached along a cosine; default 2
 }
 
-// DefaultSampleRows is AdaRoundOptions.Rows where it is 0 and used.
-const DefaultSampleRows = 2048
+// DefaultSampleRows is AdaRoundOptions.Rows where it is 0 and used: 28 for each of
+// a ResNet-20's largest rows of inputs. With 2,048 what is learned fits the sample
+// and not the data: KL at 3 bits is 1.7 times as large.
+const DefaultSampleRows = 16384
 
 // SampleRows returns how many rows of a sample Solve uses at most; 0 where it
 // needs none.

@@ -219,16 +219,16 @@ func (e *sampled) lost(r int, z []float32) float64 {
 	return vec.SumSquares(z)
 }
 
-// sweeps is how often a descent goes over all weights at most. It ends before
-// that where a sweep changes nothing, which is mostly after three to six.
-const sweeps = 12
+// sweeps is how often a descent goes over all weights at most; later ones find
+// little.
+const sweeps = 4
 
 // descend improves a row's choices by single flips, each that lowers the error
-// by more than rounding, in the order of the inputs, until none does. z are the
-// row's outputs, which it keeps up to date. It returns the error.
+// by more than rounding, in the order of the inputs, until none does or sweeps are done. z are the
+// row's outputs, which it keeps up to date.
 //
 // Cost: m·n for each sweep.
-func (e *sampled) descend(ctx context.Context, r int, ups []bool, z []float32) float64 {
+func (e *sampled) descend(ctx context.Context, r int, ups []bool, z []float32) {
 	n := e.c.target.Cols
 	try := make([]float32, len(z))
 	copy(try, z)
@@ -249,31 +249,35 @@ func (e *sampled) descend(ctx context.Context, r int, ups []bool, z []float32) f
 			}
 		}
 		if !changed || ctx.Err() != nil {
-			break
+			return
 		}
 	}
-	return least
 }
 
-// best writes for each row the codes of the candidate with the least error after
-// descent; the first of equals.
+// best writes for each row the codes of the candidate with the least error, the
+// first of equals, after descent from there.
 func (e *sampled) best(ctx context.Context, candidates [][]bool, codes []int8) error {
-	rows, n := e.c.target.Rows, e.c.target.Cols
-	least := make([]float64, rows)
-	for i, ups := range candidates {
-		z, err := e.hard(ctx, ups)
+	rows, n, m := e.c.target.Rows, e.c.target.Cols, e.x.Rows
+	least, ups := make([]float64, rows), make([]bool, rows*n)
+	outputs, try := make([]float32, rows*m), make([]float32, m)
+	for i, candidate := range candidates {
+		z, err := e.hard(ctx, candidate)
 		if err != nil {
 			return err
 		}
 		for r := range rows {
-			sum := e.descend(ctx, r, ups, rowOf32(z, r))
-			if i > 0 && !(sum < least[r]) {
-				continue
+			copy(try, rowOf32(z, r))
+			if sum := e.lost(r, try); i == 0 || sum < least[r] {
+				least[r] = sum
+				copy(ups[r*n:(r+1)*n], candidate[r*n:])
+				copy(outputs[r*m:], rowOf32(z, r))
 			}
-			least[r] = sum
-			e.c.write(codes, ups, r*n, (r+1)*n)
 		}
 	}
+	for r := range rows {
+		e.descend(ctx, r, ups, outputs[r*m:(r+1)*m])
+	}
+	e.c.write(codes, ups, 0, rows*n)
 	return ctx.Err()
 }
 

@@ -304,9 +304,9 @@ func (d data) hardError(values []float32, centre bool) []float64 {
 }
 
 // TestSampledNeverWorse: row by row no worse than nearest rounding on its own
-// grid in its own objective, in groups and centred too, and far better in all;
-// better in it than the Gram form, which knows no activation. Codes are the same
-// for any number of workers.
+// grid in its own objective, in groups and centred too, and far better in all; no
+// worse in it than the Gram form, which searches longer but knows no activation.
+// Codes are the same for any number of workers.
 func TestSampledNeverWorse(t *testing.T) {
 	for _, centre := range []bool{false, true} {
 		rng := rand.New(rand.NewPCG(5, 5))
@@ -334,7 +334,7 @@ func TestSampledNeverWorse(t *testing.T) {
 			total, nearest, blind = total+got, nearest+limit, blind+gramErrors[r]
 		}
 		t.Logf("centre %v: learned %.4g, nearest %.4g, Gram form %.4g", centre, total, nearest, blind)
-		if total > 0.8*nearest || total > blind {
+		if total > 0.8*nearest || total > 1.01*blind {
 			t.Errorf("centre %v: learned %v, nearest %v, Gram form %v", centre, total, nearest, blind)
 		}
 		for _, workers := range []int{1, 2, 5} {

@@ -79,11 +79,11 @@ func (p *Problem) checkSample() error {
 	}
 	for _, list := range [][]blas32.General{s.X, s.Xt} {
 		for _, a := range list {
-			if a.Rows != s.Rows() || a.Rows < 1 || int64(a.Rows) > m.Rows || a.Cols != m.Inputs || a.Stride < a.Cols || len(a.Data) < (a.Rows-1)*a.Stride+a.Cols {
+			if a.Rows != s.Rows() || a.Rows < 1 || int64(a.Rows) > m.Rows || a.Cols != m.Inputs || a.Stride != a.Cols || len(a.Data) < a.Rows*a.Cols {
 				return p.Bad("sample", -1, "a %d×%d matrix of %d rows of %d inputs", a.Rows, a.Cols, m.Rows, m.Inputs)
 			}
 			for i := range a.Rows {
-				for j, v := range a.Data[i*a.Stride:][:a.Cols] {
+				for j, v := range a.Data[i*a.Cols:][:a.Cols] {
 					if !finite(float64(v)) {
 						return p.Bad("sample", i*a.Cols+j, "%v is not finite", v)
 					}

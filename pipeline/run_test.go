@@ -256,6 +256,12 @@ func testSameBytes(t *testing.T, step string) {
 		t.Errorf("warm: digest equal %v, %+v", warm.Output.ManifestSHA256 == want, warm.Units)
 	}
 
+	for _, l := range warm.Layers {
+		if l.SoftRelativeError == nil || *l.RelativeError > *l.NearestRelativeError {
+			t.Errorf("layer %s: error %v, nearest %v, relaxed %v", l.Name, *l.RelativeError, *l.NearestRelativeError, l.SoftRelativeError)
+		}
+	}
+
 	// Damaged units are replaced, not believed.
 	damage(t, cache)
 	mended := mustRun(t, glyphs(t, step, ""), pipeline.Options{Cache: cache})

@@ -224,10 +224,10 @@ func (e *sampled) lost(r int, z []float32) float64 {
 const sweeps = 4
 
 // descend improves a row's choices by single flips, each that lowers the error
-// by more than rounding, in the order of the inputs, until none does or sweeps are done. z are the
-// row's outputs, which it keeps up to date.
+// by more than rounding, in the order of the inputs, until none does or the sweeps
+// are done. z are the row's outputs, which it keeps up to date.
 //
-// Cost: m·n for each sweep.
+// Cost: m·n values of f for each sweep.
 func (e *sampled) descend(ctx context.Context, r int, ups []bool, z []float32) {
 	n := e.c.target.Cols
 	try := make([]float32, len(z))

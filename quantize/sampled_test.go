@@ -380,3 +380,28 @@ func TestSampledRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestSampleIsScaled: AWQ's scales leave the sampled outputs as they are, in both
+// streams.
+func TestSampleIsScaled(t *testing.T) {
+	d := newData(9, shape{out: 3, in: 5, groups: 1, samples: 30, mismatch: 0.2}).withSample()
+	outputs := func() (y []float64) {
+		for _, x := range []blas32.General{d.prob.Moments.Sample.X[0], d.prob.Moments.Sample.Xt[0]} {
+			for i := range x.Rows {
+				for r := range d.prob.Weight.Rows {
+					y = append(y, dot32(rowOf32(d.prob.Weight, r), float64s(rowOf32(x, i))))
+				}
+			}
+		}
+		return y
+	}
+	before := outputs()
+	scales := []float64{0.5, 3, 1, 0.1, 20}
+	ScaleWeight(d.prob.Weight, scales)
+	ScaleMoments(d.prob.Moments, scales)
+	for i, y := range outputs() {
+		if math.Abs(y-before[i]) > 1e-5*(1+math.Abs(before[i])) {
+			t.Fatalf("output %d is %v, was %v", i, y, before[i])
+		}
+	}
+}

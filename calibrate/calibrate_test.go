@@ -3,8 +3,10 @@ package calibrate
 import (
 	"bytes"
 	"context"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"gonum.org/v1/gonum/blas/blas32"
@@ -207,6 +209,54 @@ func TestResidualAgainstTheDefinition(t *testing.T) {
 			}
 		}
 		if _, err := r.Residual(ctx, pool.New(1), xt[1:], s); err == nil {
+			t.Error("no error for a part of a sample")
+		}
+	}
+}
+
+// TestSampleAgainstTheRows: a sample holds rows of both streams, the same of
+// both, no row twice, for any number of workers; a smaller one is the beginning
+// of a larger one, and another seed draws others.
+func TestSampleAgainstTheRows(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 1))
+	ctx := context.Background()
+	for _, r := range []Reading{Rows(6, 6), Rows(5, 15), Convolution(convolution)} {
+		const samples = 30
+		x, xt := randoms(rng, samples*r.Size), randoms(rng, samples*r.Size)
+		take := func(workers, n int, seed string) *layer.Sample {
+			s, err := r.Sample(ctx, pool.New(workers), x, xt, n, seed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		total := samples * r.rowsPerSample()
+		all := take(2, 1<<20, "a")
+		if all.Rows() != total {
+			t.Fatalf("%d rows, want all %d", all.Rows(), total)
+		}
+		for g := range r.groups() {
+			type pair struct{ x, xt float32 } // their first values tell rows apart
+			drawn, want := map[pair]int{}, map[pair]int{}
+			for i := range total {
+				drawn[pair{all.X[g].Data[i*r.Inputs+r.Inputs/2], all.Xt[g].Data[i*r.Inputs+r.Inputs/2]}]++
+			}
+			eachRow(r, g, x, xt, func(a, at []float32) { want[pair{a[r.Inputs/2], at[r.Inputs/2]}]++ })
+			if !maps.Equal(drawn, want) {
+				t.Errorf("%v, group %d: other rows than there are", r, g)
+			}
+			some, other := take(5, 9, "a"), take(1, 9, "b")
+			if !slices.Equal(some.X[g].Data, all.X[g].Data[:9*r.Inputs]) || !slices.Equal(some.Xt[g].Data, all.Xt[g].Data[:9*r.Inputs]) {
+				t.Errorf("%v, group %d: nine rows are not the first nine of all", r, g)
+			}
+			if slices.Equal(some.Xt[g].Data, other.Xt[g].Data) {
+				t.Errorf("%v: two seeds draw the same", r)
+			}
+		}
+		if s, err := r.Sample(ctx, pool.New(1), nil, xt, 3, "a"); err != nil || s.X != nil || s.Rows() != 3 || s.Original(0).Rows != 3 {
+			t.Errorf("the same stream twice: %v, %v", s, err)
+		}
+		if _, err := r.Sample(ctx, pool.New(1), x[1:], xt, 3, "a"); err == nil {
 			t.Error("no error for a part of a sample")
 		}
 	}

@@ -41,8 +41,8 @@ func (p *Problem) CheckValues(means bool) error {
 			}
 		}
 	}
-	if p.Moments == nil {
-		return nil
+	if err := p.checkSample(); err != nil || p.Moments == nil {
+		return err
 	}
 	return checkMoments(p, means)
 }

@@ -51,6 +51,7 @@ func EncodeMoments(w io.Writer, m *Moments) error {
 	for _, name := range slices.Sorted(maps.Keys(m.Energy)) {
 		u.vector("energy."+name, m.Energy[name])
 	}
+	u.sample(m.Sample)
 	return u.write(w, momentsHead{Rows: m.Rows, Groups: m.Groups, Inputs: m.Inputs, Same: m.G == nil})
 }
 
@@ -85,6 +86,7 @@ func DecodeMoments(r io.ReaderAt, size int64) (*Moments, error) {
 			m.Energy[key] = u.floats(name, info.Shape[0])
 		}
 	}
+	m.Sample = u.readSample(head)
 	return m, u.err
 }
 

@@ -57,6 +57,10 @@ type Moments struct {
 	// Residual is what layers that write into a residual sum are also to make
 	// up for, by name. It is not part of the encoding.
 	Residual map[string]*Residual
+
+	// Sample is some of the rows themselves, for methods that need more of them
+	// than their moments; nil where no layer asked for it.
+	Sample *Sample
 }
 
 // Residual extends a layer's target by what the other term R of the sum that it
@@ -105,6 +109,10 @@ type Problem struct {
 
 	// Moments is nil for methods that need no data.
 	Moments *Moments
+
+	// After is the activation that alone reads the layer's outputs, perhaps through
+	// a normalization; nil where something else reads them.
+	After *After
 
 	// Start is what steps before have made of the layer, nil for none. Quantizing
 	// begins with its Values, and weights that its Mask lacks stay 0.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"gonum.org/v1/gonum/blas/blas32"
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -31,6 +32,16 @@ func testMoments(rng *rand.Rand, groups, n int, same bool) *Moments {
 		m.SumXt[i] = rng.NormFloat64()
 	}
 	m.SumX = m.SumXt
+	m.Sample = &Sample{}
+	for range groups {
+		m.Sample.Xt = append(m.Sample.Xt, blas32.General{Rows: 2, Cols: n, Stride: n, Data: make([]float32, 2*n)})
+		if !same {
+			m.Sample.X = append(m.Sample.X, blas32.General{Rows: 2, Cols: n, Stride: n, Data: make([]float32, 2*n)})
+		}
+	}
+	for i := range m.Sample.Xt[0].Data {
+		m.Sample.Xt[0].Data[i] = float32(rng.NormFloat64())
+	}
 	if !same {
 		m.SumX = []float64{}
 		for range m.SumXt {

@@ -233,8 +233,14 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 // compressed before; a solution on its moments, its weight and its options.
 func (c *compression) setKeys(s *stop) (err error) {
 	if c.calibration != nil {
-		s.key, err = key("moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
-			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream)
+		parts := []any{
+			"moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
+			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream,
+		}
+		if rows := s.sampleRows(); rows > 0 {
+			parts = append(parts, "sample", rows) // others' moments stay the same
+		}
+		s.key, err = key(parts...)
 		if err != nil {
 			return err
 		}
@@ -303,6 +309,15 @@ func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments,
 	}
 	if err := finiteMoments(m, c.graph.Values[s.value].Name); err != nil {
 		return nil, err
+	}
+	if rows := s.sampleRows(); rows > 0 {
+		originals := x.Data
+		if same {
+			originals = nil
+		}
+		if m.Sample, err = s.reading.Sample(ctx, c.pool, originals, xt.Data, rows, c.graph.Values[s.value].Name); err != nil {
+			return nil, err
+		}
 	}
 	if m.Energy, err = c.energies(ctx, s); err != nil {
 		return nil, err

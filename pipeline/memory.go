@@ -85,6 +85,10 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 			case quantize.AdaRound:
 				moments += groups * 12 * n * n
 				layers += out * n * 4
+				// Both streams' rows, X̃'s centred and transposed; targets and outputs of
+				// the rows of the weight that sixteen workers are at.
+				moments += int64(o.SampleRows()) * 4 * 4 * groups * n
+				layers += int64(o.SampleRows()) * 4 * 5 * min(out, 512)
 			case quantize.Best:
 				moments += groups * 8 * n * n
 			}

@@ -89,6 +89,14 @@ func (l *PlanLayer) aim() lowrank.Aim {
 	return lowrank.Aim{Align: o.Align, Residual: o.Residual, Damping: o.Damping, BiasCorrection: o.BiasCorrection, Centre: o.Centre}
 }
 
+// sampleRows is how many rows of the layer's inputs its method wants to see.
+func (l *PlanLayer) sampleRows() int {
+	if l.Quantize == nil {
+		return 0
+	}
+	return l.Quantize.SampleRows()
+}
+
 // residual reports whether a step asks for a residual target.
 func (l *PlanLayer) residual() bool {
 	return l.Quantize != nil && l.Quantize.Residual || l.Prune != nil && l.Prune.Residual

@@ -141,6 +141,8 @@ var quantizeMethods = []string{"best", "gptq", "adaround", "qronos", "gpfq", "sp
 
 // AdaRound tunes that method.
 type AdaRound struct {
+	Sample       bool    `yaml:"sample"` // learn from rows of inputs, the activation included
+	Rows         int     `yaml:"rows"`   // of the sample
 	Steps        int     `yaml:"steps"`
 	LearningRate float64 `yaml:"learning_rate"`
 	Lambda       float64 `yaml:"lambda"`
@@ -429,6 +431,7 @@ func (q *Quantize) options() quantize.Options {
 	o.Centre = or(q.Centre, o.Method == quantize.Best && o.BiasCorrection)
 	if a := q.AdaRound; a != nil {
 		o.AdaRound = quantize.AdaRoundOptions{
+			Sample: a.Sample, Rows: a.Rows,
 			Steps: a.Steps, LearningRate: a.LearningRate, Lambda: a.Lambda,
 			Warmup: a.Warmup, BetaStart: a.BetaStart, BetaEnd: a.BetaEnd,
 		}

@@ -217,7 +217,15 @@ func relativeError(y, yt *model.Tensor, bias []float32) float64 {
 // TestSameBytes holds the output of one recipe against itself with other
 // workers, with a cold and a warm cache, and after a run that was cut short.
 func TestSameBytes(t *testing.T) {
-	const step = "method: adaround, bits: 3, bias_correction: true, adaround: {steps: 30}"
+	t.Run("moments", func(t *testing.T) {
+		testSameBytes(t, "method: adaround, bits: 3, bias_correction: true, adaround: {steps: 30}")
+	})
+	t.Run("sample", func(t *testing.T) {
+		testSameBytes(t, "method: adaround, bits: 3, adaround: {sample: true, rows: 300, steps: 20}")
+	})
+}
+
+func testSameBytes(t *testing.T, step string) {
 	want := mustRun(t, glyphs(t, step, ""), pipeline.Options{Workers: 1}).Output.ManifestSHA256
 	for _, workers := range []int{2, 5} {
 		if got := mustRun(t, glyphs(t, step, ""), pipeline.Options{Workers: workers}).Output.ManifestSHA256; got != want {
@@ -246,6 +254,12 @@ func TestSameBytes(t *testing.T) {
 	warm := mustRun(t, glyphs(t, step, ""), pipeline.Options{Cache: cache})
 	if warm.Output.ManifestSHA256 != want || warm.Units.Computed != 0 {
 		t.Errorf("warm: digest equal %v, %+v", warm.Output.ManifestSHA256 == want, warm.Units)
+	}
+
+	for _, l := range warm.Layers {
+		if l.SoftRelativeError == nil || *l.RelativeError > *l.NearestRelativeError {
+			t.Errorf("layer %s: error %v, nearest %v, relaxed %v", l.Name, *l.RelativeError, *l.NearestRelativeError, l.SoftRelativeError)
+		}
 	}
 
 	// Damaged units are replaced, not believed.
@@ -289,6 +303,8 @@ func TestKeysTellRunsApart(t *testing.T) {
 		"symmetric":  glyphs(t, base+", symmetric: true", ""),
 		"damping":    glyphs(t, base+", damping: 0.02", ""),
 		"scale type": glyphs(t, base+", scale_type: f16", ""),
+		"sample":     glyphs(t, "method: adaround, bits: 4, adaround: {sample: true, rows: 50, steps: 5}", ""),
+		"rows":       glyphs(t, "method: adaround, bits: 4, adaround: {sample: true, rows: 60, steps: 5}", ""),
 	} {
 		run := mustRun(t, r, pipeline.Options{Cache: cache})
 		fresh := mustRun(t, r2(t, r), pipeline.Options{})

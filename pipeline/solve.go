@@ -34,6 +34,11 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, f quantize.Factor
 		return nil, err
 	}
 	prob.FusedMax = fusedMax
+	if l.sampleRows() > 0 {
+		if prob.After, err = c.after(l.op); err != nil {
+			return nil, err
+		}
+	}
 	if scale != nil {
 		quantize.ScaleWeight(prob.Weight, scale)
 	}

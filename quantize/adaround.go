@@ -7,6 +7,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 	"github.com/fettle-dev/fettle/layer"
@@ -16,18 +17,15 @@ import (
 // all of them in each step.
 const adaRows = 32
 
-// adaRound solves all rows, in blocks. Each row takes the best, by its damped
-// error, of these up/down choices after a search by single flips:
-// nearest rounding, GPTQ's pass in the order of descending diag(H) with codes
-// bounded to up/down, and the learned one.
+// adaRound solves all rows, in blocks. Each row takes the best of these up/down
+// choices: nearest rounding, GPTQ's pass in the order of descending diag(H) with
+// codes bounded to up/down, and the learned one. The Gram form goes by the damped
+// error, after a search by single flips from each; the sampled form by the error
+// over the sample, the activation after the layer included.
 func (s *solver) adaRound(ctx context.Context) error {
-	singles, doubles := make([]blas32.General, len(s.Grams)), make([]blas64.General, len(s.Grams))
-	for g := range s.Grams {
-		var err error
-		if doubles[g], err = s.Grams[g].DampedH(ctx, s.Pool); err != nil {
-			return err
-		}
-		singles[g] = unitDiagonal32(doubles[g])
+	form, err := s.form(ctx)
+	if err != nil {
+		return err
 	}
 	s.soft = make([]float32, len(s.solution.Codes))
 	blocks := s.Blocks(adaRows)
@@ -36,7 +34,11 @@ func (s *solver) adaRound(ctx context.Context) error {
 		g, n := &s.Grams[b.Group], s.target.Cols
 		codes, soft := s.solution.Codes[b.From*n:b.To*n], s.soft[b.From*n:b.To*n]
 		c := newChoices(linalg.Rows(s.target, b.From, b.To), &s.solution.Grid, b.From, s.mask)
-		learned, err := s.learn(ctx, c, doubles[b.Group], singles[b.Group], soft)
+		e, err := form(c, b)
+		if err != nil {
+			return err
+		}
+		learned, err := s.o.AdaRound.learn(ctx, c, e, soft)
 		if err != nil {
 			return err
 		}
@@ -47,9 +49,72 @@ func (s *solver) adaRound(ctx context.Context) error {
 		if err := q.run(ctx, w, b.From, codes); err != nil {
 			return err
 		}
-		ups := [][]bool{c.nearest, c.upsOf(codes), learned}
-		return c.best(ctx, doubles[b.Group], ups, codes)
+		return e.best(ctx, [][]bool{c.nearest, c.upsOf(codes), learned}, codes)
 	})
+}
+
+// form prepares what all rows share and returns what to minimise for some rows.
+func (s *solver) form(ctx context.Context) (func(*choices, gram.Block) (reconstruction, error), error) {
+	if s.o.AdaRound.Sample {
+		p := s.newSample()
+		return func(c *choices, b gram.Block) (reconstruction, error) { return s.newSampled(ctx, c, b, p) }, nil
+	}
+	singles, doubles := make([]blas32.General, len(s.Grams)), make([]blas64.General, len(s.Grams))
+	for g := range s.Grams {
+		var err error
+		if doubles[g], err = s.Grams[g].DampedH(ctx, s.Pool); err != nil {
+			return nil, err
+		}
+		singles[g] = unitDiagonal32(doubles[g])
+	}
+	return func(c *choices, b gram.Block) (reconstruction, error) {
+		return newGramForm(ctx, c, doubles[b.Group], singles[b.Group])
+	}, nil
+}
+
+// gramForm is the reconstruction error from the Gram matrix, dᵀHd.
+type gramForm struct {
+	c     *choices
+	exact blas64.General // H, in any unit
+	h     blas32.General // H/mean diagonal
+	fixed []float32      // Hd at V₀: what weights outside the grid's range cause
+}
+
+func newGramForm(ctx context.Context, c *choices, exact blas64.General, h blas32.General) (*gramForm, error) {
+	rows, n := c.target.Rows, c.target.Cols
+	clipped := linalg.NewGeneral(rows, n)
+	anyClipped := false
+	for r := range rows {
+		unit := c.rowStep(r)
+		for j, w := range linalg.Row(c.target, r) {
+			if k := r*n + j; c.floors[k] == c.ceils[k] {
+				clipped.Data[k] = (c.down[k] - w) / unit
+				anyClipped = true
+			}
+		}
+	}
+	f := &gramForm{c: c, exact: exact, h: h, fixed: make([]float32, rows*n)}
+	if !anyClipped {
+		return f, nil
+	}
+	hd := linalg.NewGeneral(rows, n)
+	if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1/linalg.MeanDiagonal(exact), clipped, exact, 0, hd); err != nil {
+		return nil, err
+	}
+	for k, v := range hd.Data {
+		f.fixed[k] = float32(min(max(v, -1e12), 1e12)) // its square stays finite in Adam
+	}
+	return f, nil
+}
+
+func (f *gramForm) derive(ctx context.Context, _ int, moved, dst blas32.General) error {
+	if err := blas.Gemm(ctx, nil, blas.NoTrans, blas.NoTrans, 1, moved, f.h, 0, dst); err != nil {
+		return err
+	}
+	for k, v := range f.fixed {
+		dst.Data[k] = 2 * (v + dst.Data[k])
+	}
+	return nil
 }
 
 // unitDiagonal32 returns h divided by the mean of its diagonal.
@@ -121,9 +186,28 @@ func (c *choices) upsOf(codes []int8) []bool {
 	return ups
 }
 
+// value returns the value of a choice.
+func (c *choices) value(k int, up bool) float64 {
+	if up {
+		return c.up[k]
+	}
+	return c.down[k]
+}
+
+// write writes the codes of choices from ≤ k < to.
+func (c *choices) write(codes []int8, ups []bool, from, to int) {
+	for k := from; k < to; k++ {
+		codes[k] = c.floors[k]
+		if ups[k] {
+			codes[k] = c.ceils[k]
+		}
+	}
+}
+
 // best writes for each row the codes of the candidate with the least damped
 // error after search; the first of equals.
-func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]bool, codes []int8) error {
+func (f *gramForm) best(ctx context.Context, candidates [][]bool, codes []int8) error {
+	c, h := f.c, f.exact
 	rows, n := c.target.Rows, c.target.Cols
 	least := make([]float64, rows)
 	d, hd := linalg.NewGeneral(rows, n), linalg.NewGeneral(rows, n)
@@ -152,12 +236,7 @@ func (c *choices) best(ctx context.Context, h blas64.General, candidates [][]boo
 				continue
 			}
 			least[r] = cost
-			for k := at; k < to; k++ {
-				codes[k] = c.floors[k]
-				if ups[k] {
-					codes[k] = c.ceils[k]
-				}
-			}
+			c.write(codes, ups, at, to)
 		}
 	}
 	return ctx.Err()

@@ -48,11 +48,11 @@ func TestAdaRoundHandExample(t *testing.T) {
 func relaxationOf(t *testing.T, h, w blas64.General, grid *layer.Grid) (*relaxation, *choices) {
 	t.Helper()
 	c := newChoices(w, grid, 0, nil)
-	x, err := newRelaxation(context.Background(), c, h, unitDiagonal32(h))
+	e, err := newGramForm(context.Background(), c, h, unitDiagonal32(h))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return x, c
+	return newRelaxation(c, e), c
 }
 
 // TestV0: the start reproduces the weights, so its error is 0.
@@ -71,7 +71,7 @@ func TestV0(t *testing.T) {
 	if v := -math.Log((zeta-gamma)/(1-gamma) - 1); math.Abs(v-2.397895) > 1e-6 {
 		t.Errorf("V₀ towards fraction 1 is %v, want 2.397895", v)
 	}
-	if err := x.differentiate(context.Background(), 0, 20); err != nil {
+	if err := x.differentiate(context.Background(), 0, 0, 20); err != nil {
 		t.Fatal(err)
 	}
 	for k, g := range x.gradient {
@@ -126,7 +126,7 @@ func TestGradient(t *testing.T) {
 				v[k] = float64(x.v[k])
 			}
 			x.relax()
-			if err := x.differentiate(context.Background(), lambda, beta); err != nil {
+			if err := x.differentiate(context.Background(), 0, lambda, beta); err != nil {
 				t.Fatal(err)
 			}
 			for k := range v {

@@ -299,6 +299,13 @@ func ScaleMoments(m *layer.Moments, scales []float64) {
 			}
 		}
 	}
+	if m.Sample != nil {
+		for _, a := range slices.Concat(m.Sample.X, m.Sample.Xt) {
+			for i, v := range a.Data {
+				a.Data[i] = float32(float64(v) / scales[i%a.Stride])
+			}
+		}
+	}
 	shared := len(m.SumX) > 0 && &m.SumX[0] == &m.SumXt[0]
 	for j, s := range scales {
 		m.SumXt[j] /= s

@@ -15,7 +15,9 @@
 //     to round down or up. Here it works on the Gram matrix alone: no samples,
 //     full batches, no noise. The learned choice, nearest rounding and GPTQ's
 //     choice bounded to down or up then each start a tabu search by single
-//     flips, and each row keeps the best that was met.
+//     flips, and each row keeps the best that was met. With AdaRoundOptions.Sample
+//     it is the published form instead: rows of inputs, in batches, and the
+//     activation after the layer in the error.
 //   - GPFQ (Lybrand and Saab, arXiv 2010.11189; Zhang et al., 2201.11113) rounds
 //     the inputs of a row one after the other, each so that the error of the
 //     inputs up to it is least. It takes the difference between the streams from

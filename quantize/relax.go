@@ -5,10 +5,7 @@ import (
 	"math"
 
 	"gonum.org/v1/gonum/blas/blas32"
-	"gonum.org/v1/gonum/blas/blas64"
 
-	"github.com/fettle-dev/fettle/internal/blas"
-	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/vec"
 )
 
@@ -27,30 +24,38 @@ const (
 	undecidedMargin = 0.01
 )
 
+// reconstruction is what a relaxation and the choice after it minimise: the
+// change of the outputs of some rows.
+type reconstruction interface {
+	// derive writes the derivative by moved = ŵ − ŵ(V₀) to dst, both rows×n in units
+	// of the row's step, for step t.
+	derive(ctx context.Context, t int, moved, dst blas32.General) error
+	// best writes for each row the codes of the best of some choices.
+	best(ctx context.Context, candidates [][]bool, codes []int8) error
+}
+
 // relaxation is AdaRound's continuous problem for some rows: minimise over V
 //
-//	Σ_rows dᵀHd + λ Σ 1 − |2h−1|^β,   ŵ = down + h·(up − down), d = ŵ − w̃
+//	error(ŵ) + λ Σ 1 − |2h−1|^β,   ŵ = down + h·(up − down)
 //
-// with d in units of the row's step and H in units of its mean diagonal, so
-// that both terms mean the same in every layer. Slices are row-major.
+// with an error of such units that both terms mean the same in every layer.
+// Slices are row-major.
 type relaxation struct {
 	rows, n int
-	h       blas32.General // H/mean diagonal
+	error   reconstruction
 
 	free  []bool    // whether there is a choice
 	width []float32 // (up − down) in the row's steps
 	start []float32 // h at V₀, where the relaxed weight is the target
-	fixed []float32 // Hd at V₀: what weights outside the grid's range cause
 
 	v, gradient  []float32
 	sigmoid, hv  []float32      // σ(V), h(V)
-	moved, hd    blas32.General // ŵ − ŵ(V₀), Hd
+	moved, slope blas32.General // ŵ − ŵ(V₀), and the error's derivative by it
 	mean, square []float32      // Adam's
 }
 
-// newRelaxation starts at V₀, where h is the fraction that rounding loses. exact
-// is H in float64, in any unit.
-func newRelaxation(ctx context.Context, c *choices, exact blas64.General, h blas32.General) (*relaxation, error) {
+// newRelaxation starts at V₀, where h is the fraction that rounding loses.
+func newRelaxation(c *choices, e reconstruction) *relaxation {
 	rows, n := c.target.Rows, c.target.Cols
 	size := rows * n
 	floats := make([]float32, 10*size)
@@ -60,23 +65,17 @@ func newRelaxation(ctx context.Context, c *choices, exact blas64.General, h blas
 		return f
 	}
 	x := &relaxation{
-		rows: rows, n: n, h: h, free: make([]bool, size),
-		width: next(), start: next(), fixed: next(), v: next(), gradient: next(),
+		rows: rows, n: n, error: e, free: make([]bool, size),
+		width: next(), start: next(), v: next(), gradient: next(),
 		sigmoid: next(), hv: next(), mean: next(), square: next(),
 		moved: blas32.General{Rows: rows, Cols: n, Stride: n, Data: next()},
-		hd:    blas32.General{Rows: rows, Cols: n, Stride: n, Data: make([]float32, size)},
+		slope: blas32.General{Rows: rows, Cols: n, Stride: n, Data: next()},
 	}
-	clipped := linalg.NewGeneral(rows, n)
-	anyClipped := false
 	for r := range rows {
 		unit := c.rowStep(r)
-		for j, w := range linalg.Row(c.target, r) {
-			k := r*n + j
+		for k := r * n; k < (r+1)*n; k++ {
 			frac, free := c.fraction(k)
-			x.free[k] = free
-			if !free {
-				clipped.Data[k] = (c.down[k] - w) / unit
-				anyClipped = true
+			if x.free[k] = free; !free {
 				continue
 			}
 			x.width[k] = float32((c.up[k] - c.down[k]) / unit)
@@ -84,17 +83,8 @@ func newRelaxation(ctx context.Context, c *choices, exact blas64.General, h blas
 			x.v[k] = float32(-math.Log((zeta-gamma)/(frac-gamma) - 1))
 		}
 	}
-	if anyClipped {
-		hd := linalg.NewGeneral(rows, n)
-		if err := blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1/linalg.MeanDiagonal(exact), clipped, exact, 0, hd); err != nil {
-			return nil, err
-		}
-		for k, v := range hd.Data {
-			x.fixed[k] = float32(min(max(v, -1e12), 1e12)) // its square stays finite in Adam
-		}
-	}
 	x.relax()
-	return x, nil
+	return x
 }
 
 // rowStep is the root mean square of a row's steps, 1 where it has no choice.
@@ -135,10 +125,10 @@ func (x *relaxation) relax() (undecided int) {
 	return undecided
 }
 
-// differentiate writes the gradient of the objective by V. Where h is clipped
+// differentiate writes the gradient of step t's objective by V. Where h is clipped
 // at 0 or 1 it is exactly 0: that is what freezes decisions.
-func (x *relaxation) differentiate(ctx context.Context, lambda, beta float64) error {
-	if err := blas.Gemm(ctx, nil, blas.NoTrans, blas.NoTrans, 1, x.moved, x.h, 0, x.hd); err != nil {
+func (x *relaxation) differentiate(ctx context.Context, t int, lambda, beta float64) error {
+	if err := x.error.derive(ctx, t, x.moved, x.slope); err != nil {
 		return err
 	}
 	for k, h := range x.hv {
@@ -146,7 +136,7 @@ func (x *relaxation) differentiate(ctx context.Context, lambda, beta float64) er
 			x.gradient[k] = 0
 			continue
 		}
-		byH := 2 * (x.fixed[k] + x.hd.Data[k]) * x.width[k]
+		byH := x.slope.Data[k] * x.width[k]
 		if lambda > 0 {
 			byH += float32(lambda * regularizerSlope(float64(2*h-1), beta))
 		}
@@ -178,12 +168,8 @@ func (x *relaxation) adam(t int, rate float64) {
 
 // learn runs the relaxation, writes the relaxed weights as they were before the
 // decision to soft, and returns the choice, up where V ≥ 0.
-func (s *solver) learn(ctx context.Context, c *choices, exact blas64.General, h blas32.General, soft []float32) ([]bool, error) {
-	a := s.o.AdaRound
-	x, err := newRelaxation(ctx, c, exact, h)
-	if err != nil {
-		return nil, err
-	}
+func (a AdaRoundOptions) learn(ctx context.Context, c *choices, e reconstruction, soft []float32) ([]bool, error) {
+	x := newRelaxation(c, e)
 	freeWeights := 0
 	for _, free := range x.free {
 		if free {
@@ -192,7 +178,7 @@ func (s *solver) learn(ctx context.Context, c *choices, exact blas64.General, h 
 	}
 	for t := range a.Steps {
 		lambda, beta := a.regularizer(t)
-		if err := x.differentiate(ctx, lambda, beta); err != nil {
+		if err := x.differentiate(ctx, t, lambda, beta); err != nil {
 			return nil, err
 		}
 		x.adam(t+1, a.LearningRate)

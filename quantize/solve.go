@@ -56,7 +56,8 @@ func Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*
 // with moments n³/3 multiply-adds for the factor of H (see Prepare) and out·in²
 // to measure two errors; alignment 2·out·in² more, GPTQ and Qronos out·in²/2; GPFQ
 // and SPFQ up to 2·out·in² (see followPath); AdaRound
-// out·in² for each step, and its search a few thousand times out·in. Memory: two
+// out·in² for each step, and its search a few thousand times out·in; over a sample of
+// m rows 2·out·in·min(m, 512) for each step, and up to 8·out·in·m. Memory: two
 // out×in matrices of float64, and some rows for each worker.
 func (f Factors) Solve(ctx context.Context, p *pool.Pool, prob *layer.Problem, o Options) (*layer.Solution, error) {
 	if p == nil {
@@ -255,6 +256,9 @@ func checkProblem(prob *layer.Problem, o Options) error {
 		if fitted, _ := o.Fit(prob.Weight.Cols); prob.ScaleType != fitted.Format.ScaleType(dtype.Invalid) || prob.ScaleType == dtype.Invalid {
 			return prob.Bad("scale type", -1, "%s, want F32, F16, BF16 or F64", prob.ScaleType)
 		}
+	}
+	if prob.Moments != nil && o.SampleRows() > 0 && prob.Moments.Sample == nil {
+		return prob.Bad("moments", -1, "they hold no sample of rows, which adaround with sample learns from")
 	}
 	if start := prob.Start; start != nil {
 		if size := prob.Weight.Rows * prob.Weight.Cols; len(start.Values) != size || start.Mask != nil && (start.Mask.Rows != prob.Weight.Rows || start.Mask.Cols != prob.Weight.Cols) {

@@ -71,5 +71,5 @@ func (c *compression) after(i int) (*layer.After, error) {
 
 // sampleRows returns how many rows a stop's layers ask for; 0 for none.
 func (s *stop) sampleRows() int {
-	return slices.MaxFunc(s.layers, func(a, b *PlanLayer) int { return a.Options.SampleRows() - b.Options.SampleRows() }).Options.SampleRows()
+	return slices.MaxFunc(s.layers, func(a, b *PlanLayer) int { return a.sampleRows() - b.sampleRows() }).sampleRows()
 }

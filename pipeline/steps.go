@@ -23,7 +23,7 @@ type Step struct {
 // Prune asks for weights to be removed. The layers of a rule share its sparsity as
 // the allocation says. Other fields are those of prune.Options.
 type Prune struct {
-	Method     string  `yaml:"method"` // admm (default), sparsegpt, wanda, magnitude
+	Method     string  `yaml:"method"` // admm (default), sparsegpt, saliency, wanda, magnitude
 	Sparsity   float64 `yaml:"sparsity"`
 	Pattern    string  `yaml:"pattern"`    // unstructured (default), N:M, block RxC
 	Scope      string  `yaml:"scope"`      // of an unstructured pattern: row (default) or layer
@@ -74,7 +74,7 @@ type Compensate struct {
 }
 
 // The methods of prune steps, the default first.
-var pruneMethods = []string{"admm", "sparsegpt", "wanda", "magnitude"}
+var pruneMethods = []string{"admm", "sparsegpt", "saliency", "wanda", "magnitude"}
 
 // check fills in defaults and returns the first fault of a rule's steps: where
 // within the rule, and what.

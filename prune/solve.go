@@ -27,11 +27,12 @@ type Method string
 const (
 	ByMagnitude Method = "magnitude" // |w|
 	ByWanda     Method = "wanda"     // |w|·‖x‖₂ (arXiv 2306.11695)
+	BySaliency  Method = "saliency"  // |w|/√[H⁻¹]_jj, optimal brain surgery's score (arXiv 2208.11580), survivors as they are
 	BySparseGPT Method = "sparsegpt" // see SparseGPT
 	ByADMM      Method = "admm"      // see ADMM
 )
 
-var allMethods = []Method{ByADMM, BySparseGPT, ByWanda, ByMagnitude}
+var allMethods = []Method{ByADMM, BySparseGPT, BySaliency, ByWanda, ByMagnitude}
 
 // updates reports whether the method changes survivors by itself.
 func (m Method) updates() bool { return m == BySparseGPT || m == ByADMM }
@@ -84,7 +85,9 @@ func (o Options) WithDefaults() Options {
 	return o
 }
 
-func (o Options) usesDamping() bool { return o.Method.updates() || o.Polish || o.Align }
+func (o Options) usesDamping() bool {
+	return o.Method.updates() || o.Method == BySaliency || o.Polish || o.Align
+}
 
 // NeedsMoments reports whether Solve needs the problem's moments.
 func (o Options) NeedsMoments() bool {
@@ -113,7 +116,7 @@ func (o Options) Check() error {
 	o = o.WithDefaults()
 	switch {
 	case !slices.Contains(allMethods, o.Method):
-		return &OptionError{"Method", fmt.Sprintf("%q", string(o.Method)), "admm, sparsegpt, wanda or magnitude"}
+		return &OptionError{"Method", fmt.Sprintf("%q", string(o.Method)), "admm, sparsegpt, saliency, wanda or magnitude"}
 	case o.Pattern.Check() != nil:
 		return o.Pattern.Check()
 	case o.Scope.Check(o.Pattern) != nil:
@@ -247,7 +250,7 @@ func (s *solver) prune(ctx context.Context) error {
 		s.target = s.Problem.Aim
 	}
 	pruned := linalg.Clone(s.target)
-	if s.Grams == nil || !s.o.Method.updates() {
+	if !s.o.Method.updates() {
 		if err := s.maskByScore(ctx, pruned); err != nil {
 			return err
 		}
@@ -283,12 +286,12 @@ func (s *solver) prune(ctx context.Context) error {
 	return nil
 }
 
-// maskByScore chooses the mask by the weights' magnitude or Wanda's score, and
-// clears the others.
+// maskByScore chooses the mask by the weights' scores, and clears the others.
 func (s *solver) maskByScore(ctx context.Context, pruned blas64.General) (err error) {
 	w := s.Problem.Weight
 	scores := blas32.General{Rows: w.Rows, Cols: w.Cols, Stride: w.Cols, Data: make([]float32, w.Rows*w.Cols)}
-	if s.o.Method == ByWanda {
+	switch s.o.Method {
+	case ByWanda:
 		diag := make([][]float64, len(s.Problem.Moments.H))
 		for g, h := range s.Problem.Moments.H {
 			for i := range h.Rows {
@@ -296,7 +299,9 @@ func (s *solver) maskByScore(ctx context.Context, pruned blas64.General) (err er
 			}
 		}
 		err = WandaScores(ctx, s.Pool, scores, w, diag)
-	} else {
+	case BySaliency:
+		err = SaliencyScores(ctx, s.Pool, scores, w, inverseDiagonals(s.Grams))
+	default:
 		err = MagnitudeScores(ctx, s.Pool, scores, w)
 	}
 	if err != nil {
@@ -307,6 +312,22 @@ func (s *solver) maskByScore(ctx context.Context, pruned blas64.General) (err er
 	}
 	clearPruned(pruned, s.solution.Mask)
 	return nil
+}
+
+// inverseDiagonals returns the diagonals of (H + λI)⁻¹ = UᵀU.
+func inverseDiagonals(grams []gram.Gram) [][]float64 {
+	all := make([][]float64, len(grams))
+	for g := range grams {
+		u := grams[g].Upper
+		all[g] = make([]float64, u.Cols)
+		for i := range u.Rows {
+			for j := i; j < u.Cols; j++ {
+				v := u.Data[i*u.Stride+j]
+				all[g][j] += v * v
+			}
+		}
+	}
+	return all
 }
 
 func clearPruned(w blas64.General, mask *layer.Mask) {

@@ -114,9 +114,8 @@ type removal struct {
 	cuts  []cut
 	found []unitChoice // by cut
 
-	file   *os.File // the tensors below, whole, in the checkpoint's types
-	size   int64
-	filed  map[string]*io.SectionReader
+	size   int64                        // of the run's file
+	filed  map[string]*io.SectionReader // whole tensors in it, in the checkpoint's types
 	zero   map[string]bool // tensors that count as zeros: of what goes as a whole
 	repair map[string]bool // tensors whose values in the file are written
 }
@@ -140,6 +139,35 @@ func (r *run) removeUnits(ctx context.Context) (err error) {
 			return &model.RemovalError{Kind: r.cuts[i].site.Kind, Site: r.cuts[i].site.Name, Problem: "layers read its units in different places"}
 		}
 	}
+	if r.recipe.removesOnData() {
+		if err := r.inOriginal(func(m *removal) error { return m.allocate(ctx) }); err != nil {
+			return err
+		}
+		r.cuts = slices.DeleteFunc(r.cuts, func(c cut) bool { return !c.site.Whole() && c.count == c.site.Units })
+	}
+	if r.file, err = os.CreateTemp("", "fettle-*"); err != nil {
+		return err
+	}
+	return r.inOriginal(func(m *removal) error {
+		if err := m.start(); err != nil {
+			return err
+		}
+		for i := range m.cuts {
+			if err := m.cut(ctx, i); err != nil {
+				return fmt.Errorf("remove %s: %w", m.cuts[i].site.Name, err)
+			}
+		}
+		repaired, err := m.repaired()
+		if err != nil {
+			return err
+		}
+		r.chosen = m.found
+		return r.shrink(m.cuts, repaired)
+	})
+}
+
+// inOriginal lets a removal work on the original model.
+func (r *run) inOriginal(do func(m *removal) error) error {
 	m := r.newRemoval()
 	defer func() {
 		m.space.Close()
@@ -148,27 +176,7 @@ func (r *run) removeUnits(ctx context.Context) (err error) {
 	if err := m.plan.checkMemory(r.options.Memory); err != nil {
 		return err
 	}
-	if err := m.allocate(ctx); err != nil {
-		return err
-	}
-	if r.file, err = os.CreateTemp("", "fettle-*"); err != nil {
-		return err
-	}
-	m.file = r.file
-	if err := m.start(); err != nil {
-		return err
-	}
-	for i := range m.cuts {
-		if err := m.cut(ctx, i); err != nil {
-			return fmt.Errorf("remove %s: %w", m.cuts[i].site.Name, err)
-		}
-	}
-	repaired, err := m.repaired()
-	if err != nil {
-		return err
-	}
-	r.chosen = m.found
-	return r.shrink(m.cuts, repaired)
+	return do(m)
 }
 
 func (r *run) newRemoval() *removal {
@@ -182,13 +190,8 @@ func (r *run) newRemoval() *removal {
 		filed: map[string]*io.SectionReader{}, zero: map[string]bool{}, repair: map[string]bool{},
 	}
 	m.weights.made = m.made
-	m.newSpace()
-	return m
-}
-
-// newSpace gives the streams their memory.
-func (m *removal) newSpace() {
 	m.space = scratch.New("", activationLimit(m.options.Memory-m.plan.Memory.Fixed))
+	return m
 }
 
 // together reports whether one value holds what all layers read of the units.

@@ -18,23 +18,16 @@ const removalLevels = 32
 // relative errors is least. Errors are those of one site alone in the original
 // model, without repair of other sites.
 func (m *removal) allocate(ctx context.Context) error {
-	if !m.recipe.removesOnData() {
-		return nil
-	}
-	probe := *m
-	probe.compression = newCompression(m.run)
 	losses := map[int][]float64{}
 	for i := range m.cuts {
 		if c := &m.cuts[i]; !c.site.Whole() && c.entry.Allocation == "global" {
-			loss, err := probe.losses(ctx, c)
+			loss, err := m.losses(ctx, c)
 			if err != nil {
 				return fmt.Errorf("remove %s: %w", c.site.Name, err)
 			}
 			losses[i] = loss
 		}
 	}
-	m.space.Close() // what the probe's streams still hold
-	m.newSpace()
 	for at := range m.recipe.Remove {
 		var mine []int
 		for i := range m.cuts {

@@ -116,8 +116,8 @@ type removal struct {
 
 	size   int64                        // of the run's file
 	filed  map[string]*io.SectionReader // whole tensors in it, in the checkpoint's types
-	zero   map[string]bool // tensors that count as zeros: of what goes as a whole
-	repair map[string]bool // tensors whose values in the file are written
+	zero   map[string]bool              // tensors that count as zeros: of what goes as a whole
+	repair map[string]bool              // tensors whose values in the file are written
 }
 
 // unitChoice is what is kept on disk of a site.
@@ -213,7 +213,7 @@ func (r *run) readers() (list []PlanLayer) {
 			t, _ := r.original.ckpt.Lookup(op.Weight)
 			l := PlanLayer{Name: op.Name, Weight: op.Weight, Shape: t.Shape, op: reader.Op}
 			l.Spec.Rows, l.Spec.Cols, l.Spec.Transposed = op.Outputs, int(t.Elements())/op.Outputs, op.Transposed
-			l.Prune = &LayerPrune{Options: prune.Options{Method: prune.BySparseGPT, Residual: c.entry.repair()}}
+			l.Prune = &LayerPrune{Options: prune.Options{Method: prune.BySparseGPT, Residual: true}}
 			list = append(list, l)
 		}
 	}
@@ -387,7 +387,7 @@ func (m *removal) problem(ctx context.Context, c *cut) (*prune.UnitProblem, erro
 				return nil, err
 			}
 		}
-		one := prune.UnitReader{Columns: c.site.Consumers[i].Columns, Centre: moments != nil && biasHolder(m.graph, l.op) != ""}
+		one := prune.UnitReader{Columns: c.site.Consumers[i].Columns, Centre: c.entry.repair() && biasHolder(m.graph, l.op) != ""}
 		if one.Problem, err = m.compression.problem(l, moments); err != nil {
 			return nil, err
 		}

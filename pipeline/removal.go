@@ -148,6 +148,7 @@ func (r *run) removeUnits(ctx context.Context) (err error) {
 	if r.file, err = os.CreateTemp("", "fettle-*"); err != nil {
 		return err
 	}
+	_ = os.Remove(r.file.Name()) // where an open file can go; close removes it elsewhere
 	return r.inOriginal(func(m *removal) error {
 		if err := m.start(); err != nil {
 			return err
@@ -237,6 +238,9 @@ func (m *removal) start() (err error) {
 		if !c.site.Whole() {
 			continue
 		}
+		if m.recipe.Sequential == "none" {
+			continue // the stream stays the original's
+		}
 		if m.upstream, err = key(m.upstream, c.site.Kind, c.site.Name); err != nil {
 			return err
 		}
@@ -263,7 +267,7 @@ func (m *removal) silence(ops []int, sum int) {
 		for _, name := range names {
 			m.zero[name] = true
 		}
-		m.changed[i] = m.recipe.Sequential != "none"
+		m.changed[i] = true
 	}
 }
 

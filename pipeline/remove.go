@@ -102,8 +102,13 @@ func (e *Remove) stray() string {
 		key  string
 		said bool
 	}{
-		{"match", e.Match != ""}, {"of", e.Of != ""}, {"score", e.Score != ""}, {"rounds", e.Rounds != 0},
-		{"repair", e.Repair != nil}, {"damping", e.Damping != 0}, {"allocation", e.Allocation != ""},
+		{"match", e.Match != ""},
+		{"of", e.Of != ""},
+		{"score", e.Score != ""},
+		{"rounds", e.Rounds != 0},
+		{"repair", e.Repair != nil},
+		{"damping", e.Damping != 0},
+		{"allocation", e.Allocation != ""},
 	} {
 		if c.said {
 			return c.key

@@ -302,6 +302,9 @@ func ofFamily(t *testing.T, name string) (base string, config []byte, in *model.
 
 func TestRemoveFromFamilies(t *testing.T) {
 	for _, name := range families {
+		if os.Getenv("FETTLE_LONG") == "" && (name == "mistral" || name == "gpt2-options") {
+			continue
+		}
 		base, config, in := ofFamily(t, name)
 		for _, c := range []struct {
 			remove, more string
@@ -328,7 +331,9 @@ func TestRemoveFromFamilies(t *testing.T) {
 			if c.compare {
 				compareRemoved(t, r, run, model.Options{Config: config}, in)
 			}
-			sameOnReading(t, r, run)
+			if !c.compare {
+				sameOnReading(t, r, run)
+			}
 		}
 	}
 }
@@ -376,8 +381,9 @@ func TestRemoveSameBytes(t *testing.T) {
 	for _, c := range []struct{ base, remove, more string }{
 		{ofResNet, "[{channels: 0.3, allocation: global}]", fourBits},
 		{ofLM, "[{blocks: [1]}, {channels: 0.25}, {heads: 0.5}]", fourBits},
-		{ofLM, "[{channels: 0.5, score: energy}]", "sequential: none\n"},
+		{ofLM, "[{blocks: [0]}, {channels: 0.5, score: energy}]", "sequential: none\n"},
 	} {
+		c.base = strings.Replace(c.base, "evaluate:", "#", 1)
 		want := mustRun(t, removing(t, c.base, c.remove, c.more), pipeline.Options{Workers: 1}).Output.ManifestSHA256
 		for _, workers := range []int{2, 5} {
 			if got := mustRun(t, removing(t, c.base, c.remove, c.more), pipeline.Options{Workers: workers}).Output.ManifestSHA256; got != want {

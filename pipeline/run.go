@@ -198,7 +198,7 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 func (r *run) close() error {
 	if r.file != nil {
 		_ = r.file.Close()
-		_ = os.Remove(r.file.Name()) // temporary
+		_ = os.Remove(r.file.Name()) // unless it is gone already
 	}
 	return r.original.ckpt.Close()
 }

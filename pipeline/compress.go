@@ -234,7 +234,7 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 func (c *compression) setKeys(s *stop) (err error) {
 	if c.calibration != nil {
 		parts := []any{
-			"moments", layer.EncodingVersion, blas.Path, c.record.Source.SHA256, c.graph.Hash(),
+			"moments", layer.EncodingVersion, blas.Path, c.sha, c.graph.Hash(),
 			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream,
 		}
 		if rows := s.sampleRows(); rows > 0 {
@@ -254,7 +254,7 @@ func (c *compression) setKeys(s *stop) (err error) {
 	s.keys = make([]string, len(s.layers))
 	for i, l := range s.layers {
 		s.keys[i], err = key(append([]any{
-			"solution", layer.EncodingVersion, quantize.Version, blas.Path, c.record.Source.SHA256,
+			"solution", layer.EncodingVersion, quantize.Version, blas.Path, c.sha,
 			s.key, l.Weight, l.Quantize, l.Spec.ScaleType, l.Prune, prune.Version, l.Compensate, lowrank.Version,
 		}, all...)...)
 		if err != nil {

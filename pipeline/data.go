@@ -97,6 +97,14 @@ func isLanguage(g *model.Graph) bool { return len(g.Ops) > 0 && g.Ops[0].Kind ==
 // the graph's input.
 func (r *run) openData(ctx context.Context) (err error) {
 	if r.recipe.Calibration == nil {
+		for _, c := range r.cuts {
+			if c.entry.needsMoments() {
+				return &RecipeError{
+					File: r.recipe.file, Where: "calibration",
+					Reason: fmt.Sprintf("is missing, and remove[%d] (%s) needs data; name some there or with --calibration, or use score: magnitude with repair: false", c.at, c.entry.key()),
+				}
+			}
+		}
 		for _, l := range r.plan.Layers {
 			if l.needsMoments() {
 				return &RecipeError{

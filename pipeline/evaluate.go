@@ -53,7 +53,7 @@ func (r *run) evaluate(ctx context.Context, dir string) error {
 // evaluateLanguage measures the written language model beside the original: its
 // logits, or what is kept of them.
 func (r *run) evaluateLanguage(ctx context.Context, data textSamples, written *export.Model) (*record.LanguageEvaluation, error) {
-	l, err := newLanguageRun(r.pool, r.graph, data, r.space)
+	l, err := newLanguageRun(r.pool, data, r.space)
 	if err != nil {
 		return nil, err
 	}
@@ -64,11 +64,11 @@ func (r *run) evaluateLanguage(ctx context.Context, data textSamples, written *e
 			done++
 		}
 	}
-	original, compressed := stored(r.ckpt), dequantized(written)
+	original, compressed := stored(r.original.ckpt, r.original.graph), dequantized(written, r.graph)
 	if r.recipe.Evaluate.Targets == 0 {
 		return l.measure(ctx, original, compressed)
 	}
-	k, err := key("targets", blas.Path, r.record.Source.SHA256, r.graph.Hash(), data.sha256(), data.length, data.stride, r.recipe.Evaluate.Targets)
+	k, err := key("targets", blas.Path, r.record.Source.SHA256, r.original.graph.Hash(), data.sha256(), data.length, data.stride, r.recipe.Evaluate.Targets)
 	if err != nil {
 		return nil, err
 	}
@@ -86,13 +86,13 @@ func (r *run) evaluateLanguage(ctx context.Context, data textSamples, written *e
 }
 
 // stored is a checkpoint as a model to run.
-func stored(c *loader.Checkpoint) source {
-	return source{weights: model.Stored(c), rows: c.ReadRowFloat32}
+func stored(c *loader.Checkpoint, g *model.Graph) source {
+	return source{graph: g, weights: model.Stored(c), rows: c.ReadRowFloat32}
 }
 
 // dequantized is a written model as one to run.
-func dequantized(m *export.Model) source {
-	return source{weights: Dequantized(m), rows: m.ReadRowFloat32}
+func dequantized(m *export.Model, g *model.Graph) source {
+	return source{graph: g, weights: Dequantized(m), rows: m.ReadRowFloat32}
 }
 
 func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *export.Model) error {
@@ -102,11 +102,11 @@ func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *ex
 			sha += f.SHA256
 		}
 	}
-	original, err := r.logits(ctx, data, r.record.Source.SHA256, model.Stored(r.ckpt), 0)
+	original, err := r.logits(ctx, data, r.record.Source.SHA256, r.original.graph, model.Stored(r.original.ckpt), 0)
 	if err != nil {
 		return err
 	}
-	compressed, err := r.logits(ctx, data, sha, Dequantized(written), data.N)
+	compressed, err := r.logits(ctx, data, sha, r.graph, Dequantized(written), data.N)
 	if err != nil {
 		return err
 	}
@@ -117,13 +117,13 @@ func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *ex
 // logits finds a model's outputs on the evaluation data on disk, or computes
 // them. sha identifies the model's weights; before counts samples done, for
 // progress over both models.
-func (r *run) logits(ctx context.Context, data imageSamples, sha string, w model.Weights, before int) (blas32.General, error) {
-	k, err := key("logits", blas.Path, sha, r.graph.Hash(), data.sha256())
+func (r *run) logits(ctx context.Context, data imageSamples, sha string, g *model.Graph, w model.Weights, before int) (blas32.General, error) {
+	k, err := key("logits", blas.Path, sha, g.Hash(), data.sha256())
 	if err != nil {
 		return blas32.General{}, err
 	}
 	out, found, err := unit(r.store, k, decodeLogits, encodeLogits, func() (blas32.General, error) {
-		return Logits(ctx, r.pool, r.graph, w, data.Images, func(done int) {
+		return Logits(ctx, r.pool, g, w, data.Images, func(done int) {
 			r.clock.emit(Event{Done: before + done, Total: 2 * data.N})
 		})
 	})
@@ -193,7 +193,7 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 			return nil, err
 		}
 		defer ckpt.Close()
-		return measure(ctx, recipe, o, graph, stored(ckpt))
+		return measure(ctx, recipe, o, stored(ckpt, graph))
 	}
 	defer written.Close()
 	config, err := written.SourceConfig()
@@ -204,7 +204,7 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 	if err != nil {
 		return nil, err
 	}
-	return measure(ctx, recipe, o, graph, dequantized(written))
+	return measure(ctx, recipe, o, dequantized(written, graph))
 }
 
 // openWritten opens a folder that Run wrote; nil when path is something else.
@@ -215,8 +215,8 @@ func openWritten(ctx context.Context, path string) (*export.Model, error) {
 	return export.Open(ctx, path)
 }
 
-func measure(ctx context.Context, recipe *Recipe, o Options, g *model.Graph, from source) (*Measured, error) {
-	data, err := openSamples(ctx, recipe, recipe.Evaluate, g)
+func measure(ctx context.Context, recipe *Recipe, o Options, from source) (*Measured, error) {
+	data, err := openSamples(ctx, recipe, recipe.Evaluate, from.graph)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ func measure(ctx context.Context, recipe *Recipe, o Options, g *model.Graph, fro
 	if text, ok := data.(textSamples); ok {
 		space := scratch.New("", activationLimit(o.Memory))
 		defer space.Close()
-		run, err := newLanguageRun(workers, g, text, space)
+		run, err := newLanguageRun(workers, text, space)
 		if err != nil {
 			return nil, err
 		}
@@ -235,7 +235,7 @@ func measure(ctx context.Context, recipe *Recipe, o Options, g *model.Graph, fro
 		return &Measured{Samples: text.N, Language: &l.Original, Predicted: l.Tokens}, nil
 	}
 	images := data.(imageSamples).Images
-	logits, err := Logits(ctx, workers, g, from.weights, images, nil)
+	logits, err := Logits(ctx, workers, from.graph, from.weights, images, nil)
 	if err != nil {
 		return nil, err
 	}

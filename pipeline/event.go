@@ -8,6 +8,7 @@ type Stage string
 // The stages, in the order in which a run first enters them.
 const (
 	StageOpen       Stage = "open"       // reading headers, hashing the source, making the plan
+	StageRemove     Stage = "remove"     // choosing the parts that go
 	StageAllocate   Stage = "allocate"   // measuring how much each layer should lose
 	StageOriginal   Stage = "original"   // forward pass of the original stream
 	StageCompressed Stage = "compressed" // forward pass of the compressed stream
@@ -24,7 +25,8 @@ const (
 type Event struct {
 	Stage Stage
 	// Layer is set when one layer was finished; Done and Total then count
-	// layers. In StageEvaluate they count samples, over both models.
+	// layers. In StageRemove it is a part that goes or loses units, and they count
+	// parts. In StageEvaluate they count samples, over both models.
 	Layer  string
 	Cached bool // the layer's solution, or the evaluation, was found on disk
 	Done   int

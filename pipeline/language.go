@@ -22,8 +22,9 @@ const (
 	headRows         = 256
 )
 
-// source is where a model's tensors are read from.
+// source is a model to run: its graph, and where its tensors are read from.
 type source struct {
+	graph   *model.Graph
 	weights model.Weights
 	rows    model.Rows
 }
@@ -40,7 +41,6 @@ type window struct {
 // of one block, and the activations between blocks.
 type languageRun struct {
 	pool    *pool.Pool
-	graph   *model.Graph
 	space   *scratch.Space
 	batches [][]window
 	bytes   int64
@@ -48,8 +48,8 @@ type languageRun struct {
 	done    func(share int) // in 1/1000 of a model
 }
 
-func newLanguageRun(p *pool.Pool, g *model.Graph, data textSamples, space *scratch.Space) (*languageRun, error) {
-	r := &languageRun{pool: p, graph: g, space: space, bytes: data.Bytes(), done: func(int) {}}
+func newLanguageRun(p *pool.Pool, data textSamples, space *scratch.Space) (*languageRun, error) {
+	r := &languageRun{pool: p, space: space, bytes: data.Bytes(), done: func(int) {}}
 	size := 0
 	add := func(w window) {
 		if last := len(r.batches) - 1; last >= 0 && size+len(w.ids) <= evaluationTokens {
@@ -110,7 +110,7 @@ type answers struct {
 // run brings all batches through a model but for its head.
 func (r *languageRun) run(ctx context.Context, s source) (*answers, error) {
 	block := &blockWeights{read: s.weights, kept: map[string][]float32{}}
-	exec := model.NewExecutor(r.graph, r.pool, block.get)
+	exec := model.NewExecutor(s.graph, r.pool, block.get)
 	exec.AllocateWith(r.space)
 	exec.ReadRows(s.rows)
 	values := make([][]*model.Tensor, len(r.batches))
@@ -119,10 +119,10 @@ func (r *languageRun) run(ctx context.Context, s source) (*answers, error) {
 		for j, w := range batch {
 			sequences[j] = w.ids
 		}
-		values[i] = make([]*model.Tensor, len(r.graph.Values))
-		values[i][r.graph.Input] = model.NewTokens(sequences...)
+		values[i] = make([]*model.Tensor, len(s.graph.Values))
+		values[i][s.graph.Input] = model.NewTokens(sequences...)
 	}
-	segments := r.graph.Segments()
+	segments := s.graph.Segments()
 	for n, segment := range segments {
 		for i := range values {
 			if err := exec.Run(ctx, segment, values[i]); err != nil {
@@ -139,7 +139,7 @@ func (r *languageRun) run(ctx context.Context, s source) (*answers, error) {
 	}
 	a := &answers{head: head, logits: blas32.General{Cols: head.Outputs, Stride: head.Outputs, Data: make([]float32, headRows*head.Outputs)}}
 	for _, v := range values {
-		a.hidden = append(a.hidden, v[r.graph.Ops[len(r.graph.Ops)-1].Inputs[0]])
+		a.hidden = append(a.hidden, v[s.graph.Ops[len(s.graph.Ops)-1].Inputs[0]])
 	}
 	return a, nil
 }

@@ -33,6 +33,13 @@ func (e *MemoryError) Error() string {
 		e.Need/1e6+1, e.At, e.Ceiling/1e6)
 }
 
+// cover makes m the larger of two needs.
+func (m *Memory) cover(other Memory) {
+	if other.Fixed > m.Fixed {
+		m.Fixed, m.At = other.Fixed, other.At
+	}
+}
+
 // The smallest share of a ceiling that is left to activations, and what the
 // program itself takes.
 const (

@@ -23,12 +23,15 @@ import (
 // is done.
 type Plan struct {
 	Architecture string
-	Layers       []PlanLayer // in the order of the data
+	Removed      []PlanRemoved // before anything else; shapes and sizes below are of what is left
+	Layers       []PlanLayer   // in the order of the data
 	Kept         []loader.Tensor
 	SourceBytes  int64
 	WeightBytes  int64    // of the compressed weight files, exactly; an index of shards is not counted
 	Memory       Memory   // Activations are known once the data are open
 	Notes        []string // what a user should know of layers that stay as they are
+
+	removing Memory // that the choice of units takes
 }
 
 // PlanLayer is one layer to compress.
@@ -132,31 +135,52 @@ func (e *FallbackError) Error() string {
 }
 
 // MakePlan opens the recipe's model and says what Run would do with it. Allocations
-// that look at data run the original model on them.
+// that look at data run the original model on them. Units are chosen only where
+// sizes depend on which of them go.
 func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
 	r := newRun(recipe, o)
-	if err := r.makePlan(ctx, recipe.allocatesOnData()); err != nil {
+	choose := recipe.removesOnData() || len(recipe.Remove) > 0 && recipe.sharesByValues()
+	if err := r.makePlan(ctx, recipe.allocatesOnData() || choose, choose); err != nil {
 		return nil, err
 	}
-	return r.plan, r.ckpt.Close()
+	return r.plan, r.close()
 }
 
-// makePlan opens the model, and data where asked to, and plans. On an error nothing
-// stays open.
-func (r *run) makePlan(ctx context.Context, data bool) (err error) {
+// makePlan opens the model, and data where asked to, and plans. choose says whether
+// to find the units that are removed, which changes no size but those that depend on
+// values. On an error nothing stays open.
+func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	if r.ckpt, r.graph, err = openModel(ctx, r.recipe); err != nil {
 		return err
 	}
+	r.original = &original{ckpt: r.ckpt, graph: r.graph, config: sourceConfig(r.recipe.Model.Path)}
+	r.config = r.original.config
 	defer func() {
 		if err != nil {
-			_ = r.ckpt.Close() // only read from
+			_ = r.close() // only read from
 		}
 	}()
-	if r.plan, err = planLayers(r.recipe, r.ckpt, r.graph); err != nil {
+	if r.cuts, err = r.recipe.cuts(r.graph); err != nil {
+		return err
+	}
+	if len(r.cuts) > 0 { // what is wrong with them shows before any work
+		if err := r.shrink(r.cuts, r.original.ckpt); err != nil {
+			return err
+		}
+	}
+	if err := r.planLayers(); err != nil {
 		return err
 	}
 	if data {
 		if err := r.openData(ctx); err != nil {
+			return err
+		}
+	}
+	if choose && len(r.cuts) > 0 {
+		if err := r.removeUnits(ctx); err != nil {
+			return err
+		}
+		if err := r.planLayers(); err != nil {
 			return err
 		}
 	}
@@ -193,15 +217,35 @@ func sourceConfig(path string) []byte {
 	return config
 }
 
+// modelOptions says how to build the model's graph, given its config.json.
+func (r *Recipe) modelOptions(config []byte) model.Options {
+	return model.Options{
+		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape, Config: config,
+	}
+}
+
 func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
-	graph, err := model.Build(tensors, model.Options{
-		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape,
-		Config: config,
-	})
+	graph, err := model.Build(tensors, r.modelOptions(config))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
 	}
 	return graph, nil
+}
+
+// planLayers plans for what removals leave.
+func (r *run) planLayers() (err error) {
+	if r.plan, err = planLayers(r.recipe, r.ckpt, r.graph); err != nil {
+		return err
+	}
+	r.plan.Removed = r.planRemoved(r.cuts)
+	if len(r.cuts) > 0 {
+		readers := Plan{Layers: r.readers()}
+		r.plan.removing = readers.fixedMemory(r.original.graph)
+	}
+	if r.own != "" {
+		r.plan.Notes = append(r.plan.Notes, fmt.Sprintf("only fettle can read what is left of the model: %s", r.own))
+	}
+	return nil
 }
 
 // planLayers says what each layer is to get, but for how much of it is pruned.
@@ -225,7 +269,7 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 			planned[l.Weight] = true
 		}
 	}
-	if len(p.Layers) == 0 {
+	if len(p.Layers) == 0 && len(r.Rules) > 0 {
 		return nil, fmt.Errorf("%w (layers: %s)", ErrNothingToDo, layerNames(graph))
 	}
 	if err := p.checkScaled(r, graph); err != nil {
@@ -244,6 +288,7 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (err error) {
 	p.WeightBytes, err = export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
 	p.Memory = p.fixedMemory(graph)
+	p.Memory.cover(p.removing)
 	return err
 }
 

@@ -24,16 +24,17 @@ const RecipeVersion = 1
 // Recipe says what to do with a model. Its YAML form is strict: an unknown key
 // or value is an error. Paths in a recipe are relative to the recipe's folder.
 type Recipe struct {
-	Version     int    `yaml:"version"`
-	Model       Model  `yaml:"model"`
-	Calibration *Data  `yaml:"calibration"`
-	Sequential  string `yaml:"sequential"` // value (default) or none
-	Rules       []Rule `yaml:"rules"`
-	OnFallback  string `yaml:"on_fallback"` // fail, warn (default) or allow
-	Output      Output `yaml:"output"`
-	Evaluate    *Data  `yaml:"evaluate"`
-	file        string // path as given, for messages; may be empty
-	text        string // the YAML, whole
+	Version     int      `yaml:"version"`
+	Model       Model    `yaml:"model"`
+	Calibration *Data    `yaml:"calibration"`
+	Sequential  string   `yaml:"sequential"` // value (default) or none
+	Remove      []Remove `yaml:"remove"`     // before the rules
+	Rules       []Rule   `yaml:"rules"`
+	OnFallback  string   `yaml:"on_fallback"` // fail, warn (default) or allow
+	Output      Output   `yaml:"output"`
+	Evaluate    *Data    `yaml:"evaluate"`
+	file        string   // path as given, for messages; may be empty
+	text        string   // the YAML, whole
 }
 
 // Model names the checkpoint and says what its tensors cannot.
@@ -276,8 +277,13 @@ func (r *Recipe) check() (where, reason string) {
 	if c := r.Calibration; c != nil && (c.Text.Stride != 0 || c.Targets != 0) {
 		return "calibration", "has text.stride or targets, which are for evaluate alone"
 	}
-	if len(r.Rules) == 0 {
+	if len(r.Rules) == 0 && len(r.Remove) == 0 {
 		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {bits: 4}}]}`
+	}
+	for i := range r.Remove {
+		if where, reason := r.Remove[i].check(); reason != "" {
+			return fmt.Sprintf("remove[%d]%s", i, where), reason
+		}
 	}
 	for i := range r.Rules {
 		if where, reason := r.Rules[i].check(); reason != "" {

@@ -79,8 +79,18 @@ type run struct {
 	clock   clock
 	record  *record.Run
 
-	ckpt        *loader.Checkpoint
-	graph       *model.Graph
+	original *original
+	cuts     []cut        // what is removed of it
+	chosen   []unitChoice // by cut, without the weights
+	file     *os.File     // repaired tensors; nil where there are none
+
+	// What is compressed: what removals leave of the original.
+	ckpt   *loader.Checkpoint
+	graph  *model.Graph
+	config []byte // its config.json; nil where there is none
+	own    string // why other readers cannot have it; "" where they can
+	sha    string // of ckpt
+
 	plan        *Plan
 	calibration samples // nil when no method needs data and none is given
 	evaluation  samples // nil when none is given
@@ -119,7 +129,7 @@ func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
 			o.Logger.Warn("temporary output folder stays behind", "error", err)
 		}
 	}()
-	defer r.ckpt.Close()
+	defer r.close()
 	defer r.space.Close()
 	if err := r.compress(ctx); err != nil {
 		return nil, err
@@ -147,16 +157,19 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	if r.recipe.Output.Path == "" {
 		return nil, &RecipeError{File: r.recipe.file, Where: "output.path", Reason: "is missing; name the output folder there or on the command line"}
 	}
-	if err := r.makePlan(ctx, true); err != nil {
+	if _, err := os.Lstat(r.recipe.Output.Path); err == nil { // before units are chosen
+		return nil, &OutputError{Path: r.recipe.Output.Path, Err: fs.ErrExist}
+	}
+	if err := r.makePlan(ctx, true, true); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			_ = r.ckpt.Close() // only read from
+			_ = r.close() // only read from
 		}
 	}()
 	if r.calibration != nil {
-		r.plan.Memory.Activations = activationMemory(r.graph, r.calibration.rows())
+		r.plan.Memory.Activations = activationMemory(r.original.graph, r.calibration.rows())
 	}
 	if err := r.plan.checkMemory(r.options.Memory); err != nil {
 		return nil, err
@@ -169,7 +182,7 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 			_ = folder.Discard() // empty so far
 		}
 	}()
-	if err := model.CheckCopies(ctx, r.graph, model.Stored(r.ckpt)); err != nil {
+	if err := model.CheckCopies(ctx, r.original.graph, model.Stored(r.original.ckpt)); err != nil {
 		return nil, fmt.Errorf("%s: %w", r.recipe.Model.Path, err)
 	}
 	r.kept = r.store
@@ -181,10 +194,24 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	return folder, r.startRecord(ctx)
 }
 
+// close closes what the model is read from.
+func (r *run) close() error {
+	if r.file != nil {
+		_ = r.file.Close()
+		_ = os.Remove(r.file.Name()) // unless it is gone already
+	}
+	return r.original.ckpt.Close()
+}
+
 func (r *run) startRecord(ctx context.Context) error {
-	sha, err := r.ckpt.SHA256(ctx)
+	sha, err := r.original.hash(ctx)
 	if err != nil {
 		return err
+	}
+	if r.sha = sha; r.ckpt != r.original.ckpt {
+		if r.sha, err = r.ckpt.SHA256(ctx); err != nil {
+			return err
+		}
 	}
 	r.record = &record.Run{
 		Version: record.Version,
@@ -196,7 +223,7 @@ func (r *run) startRecord(ctx context.Context) error {
 		Recipe:  record.Recipe{Path: r.recipe.file, SHA256: r.recipe.SHA256(), Text: r.recipe.text},
 		Source: record.Source{
 			Path: r.ckpt.Path(), Format: string(r.ckpt.Format()), Bytes: r.ckpt.Size(), SHA256: sha,
-			Architecture: r.graph.Architecture, Tensors: len(r.ckpt.Tensors()), UnknownClasses: r.ckpt.UnknownClasses(),
+			Architecture: r.graph.Architecture, Tensors: len(r.original.ckpt.Tensors()), UnknownClasses: r.ckpt.UnknownClasses(),
 		},
 		Sequential: r.recipe.Sequential,
 		Units:      record.Units{Dir: r.options.Cache},
@@ -204,9 +231,10 @@ func (r *run) startRecord(ctx context.Context) error {
 	if unknown := r.ckpt.UnknownClasses(); len(unknown) > 0 {
 		r.clock.emit(Event{Warning: fmt.Sprintf("%s names classes that fettle does not know (%s); none of them was run", r.ckpt.Path(), strings.Join(unknown, ", "))})
 	}
-	for _, t := range r.ckpt.Tensors() {
+	for _, t := range r.original.ckpt.Tensors() {
 		r.record.Source.Parameters += t.Elements()
 	}
+	r.recordRemoved()
 	for _, text := range r.plan.Notes {
 		r.clock.emit(Event{Warning: text})
 	}
@@ -223,7 +251,7 @@ func (r *run) exportInput() export.Input {
 		Checkpoint: r.ckpt, Specs: r.plan.specs(), Replaced: r.weights.replaced,
 		Solution:  r.weights.solution,
 		ShardSize: r.recipe.Output.shardSize,
-		Config:    sourceConfig(r.recipe.Model.Path), Architecture: r.graph.Architecture, Tool: "fettle",
+		Config:    r.config, Architecture: r.graph.Architecture, Tool: "fettle",
 	}
 }
 

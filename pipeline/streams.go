@@ -220,6 +220,9 @@ type weights struct {
 	store    *store
 	keys     map[string]string // of the solutions, by weight
 	replaced map[string][]float32
+	// made returns what stands for a tensor while units are removed; nil at other
+	// times.
+	made func(name string) (data []float32, ok bool, err error)
 }
 
 func (w *weights) original(name string) ([]float32, error) {
@@ -252,6 +255,11 @@ func (w *weights) compressed(name string) ([]float32, error) {
 		data := make([]float32, s.Rows*s.Cols)
 		s.Weight(data)
 		return data, nil
+	}
+	if w.made != nil {
+		if data, ok, err := w.made(name); ok {
+			return data, err
+		}
 	}
 	if data, ok := w.replaced[name]; ok {
 		return data, nil

@@ -28,22 +28,25 @@ const (
 
 // Run is the record of one compression.
 type Run struct {
-	Version    int         `json:"version"`
-	Tool       Tool        `json:"tool"`
-	Started    time.Time   `json:"started"`
-	Recipe     Recipe      `json:"recipe"`
-	Source     Source      `json:"source"`
-	Data       []Data      `json:"data"`
-	Sequential string      `json:"sequential"` // value or none
-	Layers     []Layer     `json:"layers"`     // in the order of the data
-	Kept       []Tensor    `json:"kept"`       // not compressed: written as they were, unless Changed
-	Output     Output      `json:"output"`
-	Evaluation *Evaluation `json:"evaluation,omitempty"`
-	Units      Units       `json:"units"`
-	Stages     []Stage     `json:"stages"`
-	Seconds    float64     `json:"seconds"`
-	PeakRSS    int64       `json:"peak_rss_bytes"` // of the process; 0 where the system does not say
-	Memory     Memory      `json:"memory"`
+	Version    int       `json:"version"`
+	Tool       Tool      `json:"tool"`
+	Started    time.Time `json:"started"`
+	Recipe     Recipe    `json:"recipe"`
+	Source     Source    `json:"source"`
+	Data       []Data    `json:"data"`
+	Sequential string    `json:"sequential"`        // value or none
+	Removed    []Removed `json:"removed,omitempty"` // before anything else was done
+	// RemovedBytes is by how much Removed makes the source's tensors smaller.
+	RemovedBytes int64       `json:"removed_bytes,omitempty"`
+	Layers       []Layer     `json:"layers"` // in the order of the data
+	Kept         []Tensor    `json:"kept"`   // not compressed: written as they were, unless Changed
+	Output       Output      `json:"output"`
+	Evaluation   *Evaluation `json:"evaluation,omitempty"`
+	Units        Units       `json:"units"`
+	Stages       []Stage     `json:"stages"`
+	Seconds      float64     `json:"seconds"`
+	PeakRSS      int64       `json:"peak_rss_bytes"` // of the process; 0 where the system does not say
+	Memory       Memory      `json:"memory"`
 }
 
 // Tool says what made the record, and on what.
@@ -101,6 +104,27 @@ type Memory struct {
 	Fixed       int64 `json:"fixed"`                 // foretold at most: weights, moments and solvers
 	Activations int64 `json:"activations,omitempty"` // foretold at most: both streams' values
 	Filed       int64 `json:"filed,omitempty"`       // most bytes of values that lay in files
+}
+
+// Removed is a part of the model that went, or that lost units, before what is left
+// was compressed.
+type Removed struct {
+	// Kind is block, attention or mlp, which go as a whole, or says what units are:
+	// kv_group, query_head or channel.
+	Kind  string `json:"kind"`
+	Name  string `json:"name"`
+	Kept  int    `json:"kept"` // units that stay; 0 where the part went as a whole
+	Units int    `json:"units"`
+	// Bytes are what the units have of tensors. Those of parts that share a tensor
+	// count twice where they cross.
+	Bytes    int64  `json:"bytes"`
+	Score    string `json:"score,omitempty"`
+	Repaired bool   `json:"repaired,omitempty"` // what stays makes up for what went
+
+	// Errors of the layers that read the units, as those of a Layer. Plain is
+	// without repair. Absent without data.
+	RelativeError      *float64 `json:"relative_error,omitempty"`
+	PlainRelativeError *float64 `json:"plain_relative_error,omitempty"`
 }
 
 // Layer is one compressed layer.

@@ -58,7 +58,8 @@ func newTreemaps(p *page) (before, after treemap) {
 	kept, restBefore, restAfter := remainders(p.Run)
 	k := cell{Class: "kept", Label: "kept", Title: plural(len(p.Run.Kept), "kept tensor", "kept tensors")}
 	r := cell{Class: "rest", Label: "headers", Title: "headers and the rest of the file"}
-	return newTreemap(append(b, k.of(kept), r.of(restBefore))), newTreemap(append(a, k.of(kept), r.of(restAfter)))
+	gone := cell{Class: "removed", Label: "removed", Title: "removed"}
+	return newTreemap(append(b, k.of(kept), gone.of(p.Run.RemovedBytes), r.of(restBefore))), newTreemap(append(a, k.of(kept), r.of(restAfter)))
 }
 
 func (c cell) of(bytes int64) cell {

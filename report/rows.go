@@ -47,6 +47,9 @@ func newHeadline(p *page) headline {
 	default:
 		parts, status = append(parts, "not smaller than the source"), "warn"
 	}
+	if removed := p.Run.RemovedBytes; removed > 0 {
+		parts = append(parts, size(removed)+" of tensors removed")
+	}
 	if p.Has.Pruned {
 		parts = append(parts, percent(p.Sparsity)+" of weights pruned")
 	}
@@ -70,7 +73,7 @@ func newHeadline(p *page) headline {
 	} else {
 		parts, status = append(parts, plural(len(p.Fallbacks), "fallback", "fallbacks")), "warn"
 	}
-	if len(p.Layers) == 0 {
+	if len(p.Layers) == 0 && len(p.Run.Removed) == 0 {
 		parts, status = append(parts, "no layer compressed"), "warn"
 	}
 	return headline{strings.Join(parts, "; "), status}
@@ -204,10 +207,13 @@ func newGroupRows(p *page) []groupRow {
 	kept, restBefore, restAfter := remainders(p.Run)
 	if len(p.Run.Kept) > 0 {
 		name := "kept as they were"
-		if p.HasChanged {
+		if p.HasChanged || len(p.Run.Removed) > 0 {
 			name = "not compressed"
 		}
 		rows = append(rows, groupRow{Name: name, Class: "kept", Before: kept, After: kept})
+	}
+	if removed := p.Run.RemovedBytes; removed > 0 {
+		rows = append(rows, groupRow{Name: "removed", Class: "removed", Before: removed})
 	}
 	rows = append(rows, groupRow{Name: "headers and the rest", Class: "rest", Before: restBefore, After: restAfter})
 	finishGroups(rows, p)
@@ -255,7 +261,7 @@ func remainders(run *record.Run) (kept, before, after int64) {
 		before -= l.SourceBytes
 		after -= l.Bytes
 	}
-	return kept, max(0, before-kept), max(0, after-kept)
+	return kept, max(0, before-kept-run.RemovedBytes), max(0, after-kept)
 }
 
 // bitsClass names the colour of a bit width; 2 to 8 have one each.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -165,8 +166,9 @@ func writeReport(dir string, run *record.Run) error {
 // printSummary says what came out, in a few lines.
 func printSummary(w io.Writer, run *record.Run, out string) error {
 	p := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
-	p("%-10s %s → %s (%.1f %% of the source, %.2f bits per compressed weight)", "size",
-		bytesText(run.Source.Bytes), bytesText(run.Output.WeightBytes), 100*run.Output.Ratio, run.Output.AverageBits)
+	p("%-10s %s → %s (%.1f %% of the source%s)", "size",
+		bytesText(run.Source.Bytes), bytesText(run.Output.WeightBytes), 100*run.Output.Ratio, bitsText(len(run.Layers), run.Output.AverageBits))
+	printRemovals(p, run)
 	printSteps(p, run)
 	if e := run.Evaluation; e != nil && e.Language != nil {
 		printLanguage(p, e.Language)
@@ -188,6 +190,50 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 	p("%-10s %s", "digest", run.Output.ManifestSHA256)
 	p("%-10s %s", "report", filepath.Join(out, record.ReportName))
 	return nil
+}
+
+// removedNames are the words for what is removed, one and many.
+var removedNames = map[string][2]string{
+	"block": {"block", "blocks"}, "attention": {"attention", "attentions"}, "mlp": {"MLP", "MLPs"},
+	"kv_group": {"group of heads", "groups of heads"}, "query_head": {"query head", "query heads"}, "channel": {"channel", "channels"},
+}
+
+// printRemovals says what went before anything was compressed.
+func printRemovals(p func(string, ...any), run *record.Run) {
+	if len(run.Removed) == 0 {
+		return
+	}
+	gone, of := map[string]int{}, map[string]int{}
+	var kinds []string
+	for _, r := range run.Removed {
+		if of[r.Kind] == 0 {
+			kinds = append(kinds, r.Kind)
+		}
+		gone[r.Kind] += r.Units - r.Kept
+		of[r.Kind] += r.Units
+	}
+	var parts []string
+	for _, kind := range kinds {
+		name := removedNames[kind][1]
+		if gone[kind] == 1 {
+			name = removedNames[kind][0]
+		}
+		part := fmt.Sprintf("%d %s", gone[kind], name)
+		if kind == "kv_group" || kind == "query_head" || kind == "channel" {
+			part = fmt.Sprintf("%d of %d %s", gone[kind], of[kind], removedNames[kind][1])
+		}
+		parts = append(parts, part)
+	}
+	p("%-10s %s: %s of tensors", "removed", strings.Join(parts, ", "), bytesText(run.RemovedBytes))
+	var worst *record.Removed
+	for i := range run.Removed {
+		if r := &run.Removed[i]; r.RelativeError != nil && (worst == nil || *r.RelativeError > *worst.RelativeError) {
+			worst = r
+		}
+	}
+	if worst != nil {
+		p("%-10s largest relative error %.3g, %.3g without repair, where %d of %d stay of %s", "", *worst.RelativeError, *worst.PlainRelativeError, worst.Kept, worst.Units, worst.Name)
+	}
 }
 
 // printSteps says what was pruned, and what low-rank terms were added.

@@ -34,6 +34,39 @@ func planCommand() *cli.Command {
 	}
 }
 
+// printRemoved lists what goes before anything is compressed.
+func printRemoved(c *cli.Context, plan *pipeline.Plan) {
+	if len(plan.Removed) == 0 {
+		return
+	}
+	t := table.NewWriter()
+	t.SetOutputMirror(c.App.Writer)
+	t.SetStyle(table.StyleLight)
+	t.Style().Format.Header = text.FormatDefault
+	t.Style().Options.DrawBorder = false
+	t.AppendHeader(table.Row{"removed from", "kind", "kept", "of", "bytes"})
+	for _, r := range plan.Removed {
+		t.AppendRow(table.Row{r.Name, r.Kind, r.Keep, r.Units, r.Bytes})
+	}
+	var right []table.ColumnConfig
+	for n := 3; n <= 5; n++ {
+		right = append(right, table.ColumnConfig{Number: n, Align: text.AlignRight})
+	}
+	t.SetColumnConfigs(right)
+	t.Render()
+	if len(plan.Layers) > 0 {
+		fmt.Fprintln(c.App.Writer)
+	}
+}
+
+// bitsText says what average bits so many compressed layers have; "" for none.
+func bitsText(layers int, bits float64) string {
+	if layers == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %.2f bits per compressed weight", bits)
+}
+
 func printPlan(c *cli.Context, plan *pipeline.Plan) {
 	t := table.NewWriter()
 	t.SetOutputMirror(c.App.Writer)
@@ -58,7 +91,10 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 		t.AppendRow(row)
 	}
 	t.SetColumnConfigs(configs)
-	t.Render()
+	printRemoved(c, plan)
+	if len(plan.Layers) > 0 {
+		t.Render()
+	}
 	for _, l := range plan.Layers {
 		for _, f := range l.Fallbacks {
 			fmt.Fprintf(c.App.Writer, "warning: layer %s: %s instead of %s: %s\n", l.Name, f.Got, f.Asked, f.Reason)
@@ -68,9 +104,12 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 	for _, k := range plan.Kept {
 		kept += k.Bytes()
 	}
-	fmt.Fprintf(c.App.Writer, "\n%s: %d layers compressed, %d tensors kept (%s)\n", plan.Architecture, len(plan.Layers), len(plan.Kept), bytesText(kept))
-	fmt.Fprintf(c.App.Writer, "size %s → %d bytes of weights exactly (%.1f %% of the source, %.2f bits per compressed weight)\n",
-		bytesText(plan.SourceBytes), plan.WeightBytes, 100*float64(plan.WeightBytes)/float64(plan.SourceBytes), plan.AverageBits())
+	if len(plan.Removed) > 0 || len(plan.Layers) > 0 {
+		fmt.Fprintln(c.App.Writer)
+	}
+	fmt.Fprintf(c.App.Writer, "%s: %d layers compressed, %d tensors kept (%s)\n", plan.Architecture, len(plan.Layers), len(plan.Kept), bytesText(kept))
+	fmt.Fprintf(c.App.Writer, "size %s → %d bytes of weights exactly (%.1f %% of the source%s)\n",
+		bytesText(plan.SourceBytes), plan.WeightBytes, 100*float64(plan.WeightBytes)/float64(plan.SourceBytes), bitsText(len(plan.Layers), plan.AverageBits()))
 	for _, note := range plan.Notes {
 		fmt.Fprintf(c.App.Writer, "note: %s\n", note)
 	}

@@ -53,6 +53,9 @@ func (p *progress) layer(e pipeline.Event) {
 		p.solved++
 	}
 	text := fmt.Sprintf("[%d/%d] %s", e.Done, e.Total, e.Layer)
+	if e.Stage == pipeline.StageRemove {
+		text = fmt.Sprintf("[%d/%d] remove %s", e.Done, e.Total, e.Layer)
+	}
 	if e.RelativeError >= 0 {
 		text += fmt.Sprintf("  relative error %.3g", e.RelativeError)
 	}

@@ -24,7 +24,8 @@ const (
 type Event struct {
 	Stage Stage
 	// Layer is set when one layer was finished; Done and Total then count
-	// layers. In StageEvaluate they count samples, over both models.
+	// layers. In StageEvaluate they count samples, over both models, in
+	// StageAllocate layers that were measured.
 	Layer  string
 	Cached bool // the layer's solution, or the evaluation, was found on disk
 	Done   int

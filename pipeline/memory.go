@@ -57,9 +57,9 @@ func activationLimit(left int64) int64 {
 	return physicalMemory() / 2
 }
 
-// fixedMemory returns the largest need of weights, moments and solvers: of the
+// fixedMemory foretells the largest need of weights, moments and solvers: of the
 // layers that read one value, and of evaluation's two heads.
-func (p *Plan) fixedMemory(g *model.Graph) Memory {
+func (p *Plan) fixedMemory(g *model.Graph) {
 	type need struct {
 		moments, layers int64
 		first           string
@@ -121,8 +121,7 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 			m.Fixed, m.At = heads, g.Ops[last].Name
 		}
 	}
-	m.Fixed += programBytes
-	return m
+	p.Memory.Fixed, p.Memory.At = m.Fixed+programBytes, m.At
 }
 
 // activationMemory is the most that both streams' values take at once for a

@@ -166,6 +166,8 @@ func (s *Prune) check(after []Step) (where, reason string) {
 		return ".joint", fmt.Sprintf("needs method sparsegpt, whose pass rounds survivors; %s has none", s.Method)
 	case s.Joint && (len(after) == 0 || after[0].Quantize == nil || after[0].Quantize.Method != "gptq"):
 		return ".joint", "needs a step quantize: {method: gptq, …} after it"
+	case s.Joint && after[0].Quantize.ActOrder:
+		return ".joint", "rounds inputs in the order of the pattern; remove act_order from the quantize step"
 	case s.Joint && s.options().Polish:
 		return ".polish", "moves survivors that joint has rounded; set polish: false"
 	}
@@ -262,6 +264,8 @@ func (s *Compensate) check(before []Step) (where, reason string) {
 		return ".merge", "adds the term to the weight, which is codes here; remove it, or the quantize step"
 	case s.Merge && before[0].Prune.Layout != "dense" && before[0].Prune.Layout != "smallest":
 		return ".merge", "fills the places that were pruned; set layout: dense in the prune step"
+	case s.Merge && s.Budget != "":
+		return ".budget", "is for factors that are stored, and merge stores none; give a rank"
 	case s.Alternations > 0 && before[0].Prune != nil && before[0].Prune.Joint:
 		return ".alternations", "does not go with joint"
 	}

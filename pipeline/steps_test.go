@@ -1,0 +1,202 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fettle-dev/fettle/export"
+	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/record"
+)
+
+// stepped returns a recipe for one of the project's models (resnet8, mlp, lm), all
+// of whose layers take the steps.
+func stepped(t *testing.T, name, steps, more string) *pipeline.Recipe {
+	t.Helper()
+	return ruled(t, name, `rules: [{match: "*", steps: [`+steps+`]}]
+`+more)
+}
+
+// ruled is stepped for any rules.
+func ruled(t *testing.T, name, rules string) *pipeline.Recipe {
+	t.Helper()
+	images := `calibration: {data: glyphs-calibration.safetensors, format: safetensors, samples: 16}
+evaluate: {data: glyphs-test.safetensors, format: safetensors, samples: 20}
+`
+	head := map[string]string{
+		"resnet8": "model: {path: resnet8.th, input: {shape: [1, 16, 16], mean: [0.35], std: [0.24]}}\n" + images,
+		"mlp":     "model: {path: mlp.pt, architecture: mlp, activation: relu, input: {mean: [0.35], std: [0.24]}}\n" + images,
+		"lm":      "model: {path: lm}\ncalibration: {data: lm/calibration.u16, format: u16, samples: 3}\nevaluate: {data: lm/test.u16, format: u16, samples: 1}\n",
+	}[name]
+	r, err := pipeline.ParseRecipe([]byte("version: 1\n"+head+rules), models+"recipe.yaml")
+	if err != nil {
+		t.Fatalf("%s: %v", rules, err)
+	}
+	r.Output.Path = filepath.Join(t.TempDir(), "out")
+	return r
+}
+
+// TestSteps runs compositions of steps on the project's models, and holds of each
+// what must hold of all: see checkSteps.
+func TestSteps(t *testing.T) {
+	cases := []struct{ model, steps string }{
+		{"resnet8", "{prune: {sparsity: 0.7, admm: {iterations: 20}}}"},
+		{"resnet8", "{prune: {method: sparsegpt, sparsity: 0.6, scope: layer, allocation: erk, layout: bitmask}}"},
+		{"resnet8", "{prune: {method: magnitude, sparsity: 0.8, scope: layer, allocation: lamp, layout: columns}}, {quantize: {method: nearest, bits: 4}}"},
+		{"resnet8", "{prune: {method: wanda, sparsity: 0.5, allocation: owl, owl: {lambda: 0.1}}}, {quantize: {method: gptq, bits: 4}}"},
+		{"resnet8", "{prune: {method: magnitude, sparsity: 0.6, allocation: rate-distortion, samples: 5, scope: layer}}"},
+		{"resnet8", "{prune: {method: magnitude, sparsity: 0.5, pattern: block 4x3}}, {quantize: {method: nearest, bits: 5}}"},
+		{"resnet8", "{prune: {method: sparsegpt, pattern: '2:4', joint: true}}, {quantize: {method: gptq, bits: 4, group_size: 9, act_order: false}}"},
+		{"resnet8", "{prune: {method: wanda, sparsity: 0.5, polish: true, swaps: 2, allocation: uniform+, layout: dense}}, {quantize: {method: adaround, bits: 4, adaround: {steps: 20}}}"},
+		{"mlp", "{prune: {method: sparsegpt, sparsity: 0.9, allocation: global}}, {quantize: {bits: 4}}, {compensate: {rank: 2, alternations: 2}}"},
+		{"mlp", "{prune: {method: magnitude, sparsity: 0.8, scope: layer}}, {compensate: {rank: 3, merge: true, method: svd}}"},
+		{"lm", "{prune: {pattern: '2:4', admm: {iterations: 15}, layout: pattern}}, {quantize: {method: gptq, bits: 4, group_size: 32}}, {compensate: {rank: 4, bits: 8}}"},
+		{"lm", "{prune: {method: sparsegpt, sparsity: 0.5, allocation: owl, joint: true}}, {quantize: {method: gptq, bits: 3, group_size: 32, bias_correction: false}}, {compensate: {budget: 20KB, factors: bf16}}"},
+		{"lm", "{quantize: {method: nearest, bits: 3}}, {compensate: {method: scaled-svd, budget: 9KB, bits: 4, alternations: 1}}"},
+		{"mlp", "{prune: {method: wanda, sparsity: 0.5}}, {quantize: {method: gpfq, bits: 4}}"},
+		{"mlp", "{prune: {sparsity: 0.6, allocation: rate-distortion}}, {quantize: {method: gpfq, bits: 4}}, {compensate: {rank: 1}}"},
+		{"lm", "{prune: {method: magnitude, pattern: '2:4'}}, {quantize: {method: nearest, format: nvfp4}}"},
+	}
+	for _, c := range cases {
+		t.Run(c.model+" "+c.steps, func(t *testing.T) {
+			checkSteps(t, func() *pipeline.Recipe { return stepped(t, c.model, c.steps, "") })
+		})
+	}
+}
+
+// checkSteps runs a recipe with one worker, with three and a cache, and with that
+// cache once more. The digests are equal, the last run computes nothing, the plan
+// foretells bytes and survivors, the record is filled in and finite, and the folder
+// opens and gives the figures of the record.
+func checkSteps(t *testing.T, recipe func() *pipeline.Recipe) *record.Run {
+	t.Helper()
+	ctx := context.Background()
+	r := recipe()
+	first := mustRun(t, r, pipeline.Options{Workers: 1})
+	cache := t.TempDir()
+	if second := mustRun(t, recipe(), pipeline.Options{Workers: 3, Cache: cache}); second.Output.ManifestSHA256 != first.Output.ManifestSHA256 {
+		t.Error("another digest with three workers and a cache")
+	}
+	third := mustRun(t, recipe(), pipeline.Options{Cache: cache})
+	if third.Output.ManifestSHA256 != first.Output.ManifestSHA256 || third.Units.Computed != 0 {
+		t.Errorf("again: digest equal %v, %+v", third.Output.ManifestSHA256 == first.Output.ManifestSHA256, third.Units)
+	}
+	plan, err := pipeline.MakePlan(ctx, recipe(), pipeline.Options{Cache: cache})
+	if err != nil {
+		t.Fatal(err)
+	}
+	written, err := export.Open(ctx, r.Output.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer written.Close()
+	if len(plan.Layers) != len(first.Layers) {
+		t.Fatalf("%d layers planned, %d compressed", len(plan.Layers), len(first.Layers))
+	}
+	var factors int64
+	budget := false
+	for i := range plan.Layers {
+		p, l := &plan.Layers[i], &first.Layers[i]
+		checkLayer(t, p, l, written)
+		if l.Compensate != nil {
+			factors += l.Compensate.Bytes
+		}
+		budget = budget || p.Compensate != nil && p.Compensate.Rank == 0
+	}
+	if budget {
+		checkBudget(t, recipe(), first, factors)
+	} else if plan.WeightBytes != first.Output.WeightBytes {
+		t.Errorf("%d bytes planned, %d written", plan.WeightBytes, first.Output.WeightBytes)
+	}
+	again := recipe()
+	again.Model.Path, again.Evaluate.Targets = r.Output.Path, 0
+	m, err := pipeline.Evaluate(ctx, again, pipeline.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := first.Evaluation; e.Language != nil && m.Language.Loss != e.Language.Compressed.Loss || e.Language == nil && m.Metrics != e.Compressed {
+		t.Errorf("the folder gives %+v, the record says %+v", m, e)
+	}
+	return first
+}
+
+// checkLayer holds a layer's plan, its record and what is in the folder together.
+func checkLayer(t *testing.T, p *pipeline.PlanLayer, l *record.Layer, written *export.Model) {
+	t.Helper()
+	var numbers []*float64
+	numbers = append(numbers, l.RelativeError, l.NearestRelativeError)
+	if (p.Prune != nil) != (l.Prune != nil) || (p.Quantize != nil) != (l.Method != "") {
+		t.Fatalf("%s: planned %+v, recorded %+v", l.Name, p, l)
+	}
+	s, err := written.Solution(l.Weight)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Prune != nil {
+		r := l.Prune
+		if r.Survivors != int64(p.Prune.Survivors) || r.Sparsity != p.Sparsity() || r.Method == "" || r.Pattern != p.Prune.Pattern.String() || r.Allocation == "" {
+			t.Errorf("%s: planned %+v, recorded %+v", l.Name, p.Prune, r)
+		}
+		if string(p.Spec.Pruned.Layout) != l.Layout || (l.Layout != "") != (s.Mask != nil) {
+			t.Errorf("%s: layout %q planned, %q recorded", l.Name, p.Spec.Pruned.Layout, l.Layout)
+		}
+		if s.Mask != nil && s.Mask.Survivors() != p.Prune.Survivors {
+			t.Errorf("%s: %d weights in the file, %d planned", l.Name, s.Mask.Survivors(), p.Prune.Survivors)
+		}
+		base, left := make([]float32, s.Rows*s.Cols), 0
+		s.Base(base)
+		for _, v := range base {
+			if v != 0 {
+				left++
+			}
+		}
+		if merged := l.Compensate != nil && l.Compensate.Merged; left > p.Prune.Survivors && !merged || left == 0 {
+			t.Errorf("%s: %d weights are not 0, %d were to survive", l.Name, left, p.Prune.Survivors)
+		}
+		if l.Method != "" && !p.Prune.Joint {
+			numbers = append(numbers, r.RelativeError)
+		}
+	}
+	if c := l.Compensate; c != nil {
+		numbers = append(numbers, c.RelativeError)
+		if c.Method == "" || c.Factors == "" || c.Rank < 1 || (c.Bytes == 0) != c.Merged || !c.Merged && s.LowRank.Rank() != c.Rank {
+			t.Errorf("%s: term %+v", l.Name, c)
+		}
+		if c.RelativeError != nil && c.Method == "eora" && *c.RelativeError < *l.RelativeError*(1-1e-3) {
+			t.Errorf("%s: relative error %v without the term, %v with it", l.Name, *c.RelativeError, *l.RelativeError)
+		}
+	}
+	for i, v := range numbers {
+		if v == nil || math.IsNaN(*v) || math.IsInf(*v, 0) || *v < 0 {
+			t.Errorf("%s: error %d of the record is %v", l.Name, i, v)
+		}
+	}
+}
+
+// checkBudget: factors take no more than their budget, and their next component
+// would not have fitted.
+func checkBudget(t *testing.T, r *pipeline.Recipe, run *record.Run, factors int64) {
+	t.Helper()
+	budget := int64(0)
+	for _, s := range r.Rules[0].Steps {
+		if s.Compensate != nil {
+			if _, err := fmt.Sscanf(strings.ToUpper(s.Compensate.Budget), "%dKB", &budget); err != nil {
+				t.Fatal(err)
+			}
+			budget *= 1000
+		}
+	}
+	largest := int64(0)
+	for _, l := range run.Layers {
+		if c := l.Compensate; c != nil {
+			largest = max(largest, c.Bytes/int64(c.Rank))
+		}
+	}
+	if factors > budget || factors <= budget-largest {
+		t.Errorf("factors take %d of %d bytes, a component up to %d", factors, budget, largest)
+	}
+}

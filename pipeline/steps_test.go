@@ -2,14 +2,17 @@ package pipeline_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/prune"
 	"github.com/fettle-dev/fettle/record"
 )
 
@@ -198,5 +201,150 @@ func checkBudget(t *testing.T, r *pipeline.Recipe, run *record.Run, factors int6
 	}
 	if factors > budget || factors <= budget-largest {
 		t.Errorf("factors take %d of %d bytes, a component up to %d", factors, budget, largest)
+	}
+}
+
+// TestStepKeys changes one thing of the steps at a time, with one cache: the result
+// is that of a run without one.
+func TestStepKeys(t *testing.T) {
+	cache := t.TempDir()
+	const base = "{prune: {method: sparsegpt, sparsity: 0.7}}, {quantize: {method: gptq, bits: 3}}, {compensate: {rank: 2}}"
+	mustRun(t, stepped(t, "mlp", base, ""), pipeline.Options{Cache: cache})
+	for _, c := range [][2]string{
+		{"sparsity: 0.7", "sparsity: 0.7, scope: layer"},
+		{"sparsity: 0.7", "sparsity: 0.7, polish: true"},
+		{"sparsity: 0.7", "sparsity: 0.7, joint: true"},
+		{"sparsity: 0.7", "sparsity: 0.7, allocation: owl, owl: {threshold: 2}"},
+		{"sparsity: 0.7", "sparsity: 0.7, allocation: rate-distortion, samples: 4"},
+		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7"},
+		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7, admm: {iterations: 9}"},
+		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7, admm: {rho: 0.1}"},
+		{"rank: 2", "rank: 2, bits: 8"},
+		{"rank: 2", "rank: 2, alternations: 1"},
+		{"rank: 2", "rank: 2, method: svd"},
+		{"rank: 2", "budget: 3KB"},
+	} {
+		changed := strings.Replace(base, c[0], c[1], 1)
+		kept := mustRun(t, stepped(t, "mlp", changed, ""), pipeline.Options{Cache: cache})
+		if fresh := mustRun(t, stepped(t, "mlp", changed, ""), pipeline.Options{}); kept.Output.ManifestSHA256 != fresh.Output.ManifestSHA256 {
+			t.Errorf("%s: a filled cache changes the result", c[1])
+		}
+	}
+}
+
+// TestStepsRefused: what cannot be done is said before anything is written.
+func TestStepsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		model, rules string
+		options      pipeline.Options
+		target       any
+		want         string
+	}{
+		"no data to allocate on": {"mlp", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.5, allocation: owl}}]}]", pipeline.Options{}, new(*pipeline.RecipeError), "recipe.yaml: calibration: is missing, and allocation owl measures on data"},
+		"no data to compensate":  {"mlp", "rules: [{match: '*', steps: [{quantize: {method: nearest, bits: 4}}, {compensate: {rank: 1}}]}]", pipeline.Options{}, new(*pipeline.RecipeError), "(nearest, eora) needs data"},
+		"too sparse":             {"mlp", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.99999}}]}]", pipeline.Options{}, new(*prune.ImpossibleError), "rules[0]: prune: uniform: sparsity 0.99999 leaves"},
+		"blocks":                 {"resnet8", "rules: [{match: conv1, steps: [{prune: {method: magnitude, sparsity: 0.5, pattern: block 16x16}}]}]\non_fallback: fail", pipeline.Options{}, new(*pipeline.FallbackError), "layer conv1 cannot have pattern block 16x16"},
+		"rescued":                {"resnet8", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.9995, scope: layer, allocation: global}}]}]\non_fallback: fail", pipeline.Options{}, new(*pipeline.FallbackError), "cannot have allocation global: it would have left the layer nothing"},
+		"memory":                 {"mlp", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.5, allocation: rate-distortion}}]}]", pipeline.Options{Memory: 1e6}, new(*pipeline.MemoryError), "the ceiling is 1 MB"},
+	} {
+		r := ruled(t, c.model, c.rules)
+		if strings.HasPrefix(name, "no data") {
+			r.Calibration = nil
+		}
+		_, err := pipeline.Run(context.Background(), r, c.options)
+		if err == nil || !errors.As(err, c.target) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s:\n got %v\nwant %s", name, err, c.want)
+		}
+		if left, err := os.ReadDir(filepath.Dir(r.Output.Path)); err != nil || len(left) > 0 {
+			t.Errorf("%s: left behind %v, %v", name, left, err)
+		}
+	}
+}
+
+// TestFallbacksOnce: a layer that two steps cannot give the same thing says so once,
+// in one warning.
+func TestFallbacksOnce(t *testing.T) {
+	r := stepped(t, "lm", "{prune: {method: wanda, sparsity: 0.5, bias_correction: true}}, {quantize: {method: gptq, bits: 4, bias_correction: true}}", "")
+	warnings := map[string]int{}
+	run := mustRun(t, r, pipeline.Options{Events: func(e pipeline.Event) {
+		if e.Warning != "" {
+			warnings[e.Warning]++
+		}
+	}})
+	for _, l := range run.Layers {
+		if len(l.Fallbacks) != 1 || l.Fallbacks[0].Asked != "bias correction" {
+			t.Errorf("%s: %v", l.Name, l.Fallbacks)
+		}
+	}
+	for w, n := range warnings {
+		if n != 1 {
+			t.Errorf("%d times: %s", n, w)
+		}
+	}
+	if len(warnings) < len(run.Layers) {
+		t.Errorf("%d warnings of %d layers", len(warnings), len(run.Layers))
+	}
+}
+
+// TestBudgetAccounts: the pass that finds what components are worth counts once in
+// the record's times, and the record keeps what was foretold of memory.
+func TestBudgetAccounts(t *testing.T) {
+	run := mustRun(t, stepped(t, "mlp", "{quantize: {bits: 3}}, {compensate: {budget: 3KB}}", ""), pipeline.Options{})
+	sum := 0.0
+	for _, s := range run.Stages {
+		sum += s.Seconds
+	}
+	if sum > run.Seconds*1.001 || run.Memory.Activations == 0 {
+		t.Errorf("stages take %.3f of %.3f seconds; memory %+v", sum, run.Seconds, run.Memory)
+	}
+	plan, err := pipeline.MakePlan(context.Background(), stepped(t, "mlp", "{quantize: {bits: 3}}, {compensate: {budget: 3KB}}", ""), pipeline.Options{})
+	if err != nil || plan.Budget != 3000 {
+		t.Errorf("a budget of %d is planned, %v", plan.Budget, err)
+	}
+}
+
+// TestMeasuringKeepsCeiling: allocations that run the model keep their values where
+// --memory has them, and give the same result.
+func TestMeasuringKeepsCeiling(t *testing.T) {
+	recipe := func() *pipeline.Recipe {
+		r := stepped(t, "resnet8", "{prune: {method: magnitude, sparsity: 0.5, allocation: rate-distortion, samples: 200}}", "")
+		r.Calibration.Samples = 400
+		r.Rules[0].Match = "layer3.0.conv2|linear"
+		return r
+	}
+	free := mustRun(t, recipe(), pipeline.Options{})
+	bound := mustRun(t, recipe(), pipeline.Options{Memory: free.Memory.Fixed + 17<<20})
+	if bound.Output.ManifestSHA256 != free.Output.ManifestSHA256 {
+		t.Errorf("another digest under a ceiling; memory %+v", bound.Memory)
+	}
+}
+
+// TestTransposedSteps: all steps on a GPT-2, whose layers are stored as in×out.
+func TestTransposedSteps(t *testing.T) {
+	ids := filepath.Join(t.TempDir(), "ids.u16")
+	raw := make([]byte, 2*40)
+	for i := 0; i < len(raw); i += 2 {
+		raw[i] = byte(i * i % 19)
+	}
+	if err := os.WriteFile(ids, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data := "data: " + ids + ", format: u16, text: {mode: packed, length: 8}}\n"
+	for _, steps := range []string{
+		"{prune: {method: sparsegpt, sparsity: 0.05, allocation: rate-distortion}}, {quantize: {method: gptq, bits: 8}}, {compensate: {rank: 2, factors: f32}}",
+		"{prune: {method: wanda, sparsity: 0.05, allocation: owl, polish: true}}, {compensate: {rank: 2, merge: true}}",
+		"{prune: {method: magnitude, sparsity: 0.05, allocation: lamp, scope: layer, layout: columns}}",
+	} {
+		run := checkSteps(t, func() *pipeline.Recipe {
+			r, err := pipeline.ParseRecipe([]byte("version: 1\ncalibration: {"+data+"evaluate: {"+data+"rules: [{match: '*', steps: ["+steps+"]}]\n"), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Model.Path, r.Output.Path = "../model/testdata/gpt2", filepath.Join(t.TempDir(), "out")
+			return r
+		})
+		if l := run.Evaluation.Language; l.KL > 2e-2 {
+			t.Errorf("%s: KL %v", steps, l.KL)
+		}
 	}
 }

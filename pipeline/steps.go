@@ -76,7 +76,7 @@ type Compensate struct {
 // The methods of prune steps, the default first.
 var pruneMethods = []string{"admm", "sparsegpt", "wanda", "magnitude"}
 
-// check fills in defaults and returns the first fault of a rule's steps: where
+// checkSteps fills in defaults and returns the first fault of a rule's steps: where
 // within the rule, and what.
 func checkSteps(steps []Step) (where, reason string) {
 	last := -1
@@ -173,8 +173,8 @@ func (s *Prune) check(after []Step) (where, reason string) {
 	}
 	a := s.allocation()
 	var badAllocation *prune.AllocationError
-	if err := cmpErr(a.Check(), a.CheckPattern(pattern)); errors.As(err, &badAllocation) {
-		return optionKey(badAllocation.Field), fmt.Sprintf("is %v, want %s", badAllocation.Value, badAllocation.Allowed)
+	if err := firstError(a.Check(), a.CheckPattern(pattern)); errors.As(err, &badAllocation) {
+		return optionKey(strings.Replace(badAllocation.Field, "Method", "Allocation", 1)), fmt.Sprintf("is %v, want %s", badAllocation.Value, badAllocation.Allowed)
 	}
 	err = s.options().Check()
 	var bad *prune.OptionError
@@ -188,8 +188,8 @@ func (s *Prune) check(after []Step) (where, reason string) {
 	return "", ""
 }
 
-// cmpErr returns the first error.
-func cmpErr(errs ...error) error {
+// firstError returns the first error that is not nil.
+func firstError(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
 			return err

@@ -121,7 +121,7 @@ func (o Options) Check() error {
 	case o.Method != ByADMM && o.ADMM != ADMMOptions{}:
 		return &OptionError{"ADMM", o.ADMM, "nothing unless the method is admm"}
 	case o.Method == ByADMM && (o.ADMM.Iterations < 1 || o.ADMM.Steps < 0 || o.ADMM.Steps > o.ADMM.Iterations+1 || o.ADMM.Iterations > 1e6):
-		return &OptionError{"ADMM.Iterations", o.ADMM.Iterations, "1 to 1000000, and at least the steps"}
+		return &OptionError{"ADMM.Iterations", o.ADMM.Iterations, "1 to 1000000, and at least the steps less one"}
 	case o.Method == ByADMM && !(o.ADMM.Rho > 0 && o.ADMM.Rho <= 1e6):
 		return &OptionError{"ADMM.Rho", o.ADMM.Rho, "a positive number up to 1e6"}
 	case o.Swaps < 0 || o.Swaps > 1000:

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -61,7 +62,7 @@ func (l *PlanLayer) setSurvivors(share prune.Share, merged bool) {
 	p := l.Prune
 	p.Survivors = share.Survivors
 	if share.Rescued {
-		l.Fallbacks = append(l.Fallbacks, layer.Fallback{
+		l.fallBack(layer.Fallback{
 			Asked: fmt.Sprintf("allocation %s", p.Allocation), Got: "one weight more", Reason: "it would have left the layer nothing",
 		})
 	}
@@ -86,7 +87,15 @@ func (l *PlanLayer) setSurvivors(share prune.Share, merged bool) {
 	case p.any:
 		l.Spec = l.Spec.Smallest()
 	default:
-		l.Spec = l.Spec.Smallest(p.layout)
+		asked := l.Spec.Smallest(p.layout)
+		if asked.Pruned.Layout != p.layout {
+			asked = l.Spec.Smallest()
+			l.fallBack(layer.Fallback{
+				Asked: fmt.Sprintf("layout %s", p.layout), Got: cmp.Or(string(asked.Pruned.Layout), "dense"),
+				Reason: fmt.Sprintf("it cannot hold what pattern %s leaves of %d inputs", p.Pattern, cols),
+			})
+		}
+		l.Spec = asked
 	}
 }
 

@@ -330,6 +330,9 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 	}
 	prune, quantize, term := r.Rules[at].steps()
 	if quantize == nil {
+		if !slices.Contains([]dtype.DType{dtype.F64, dtype.F32, dtype.F16, dtype.BF16}, t.DType) {
+			return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.prune", at), Reason: fmt.Sprintf("the weight of layer %s is stored as %s, which cannot be pruned; add a quantize step", op.Name, t.DType)}
+		}
 		l.Spec.ValueType = t.DType
 	} else if err := l.planQuantize(quantize, graph, t.DType); err != nil {
 		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.quantize.scale_type", at), Reason: err.Error()}

@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -244,6 +245,7 @@ func TestStepsRefused(t *testing.T) {
 		"no data to compensate":  {"mlp", "rules: [{match: '*', steps: [{quantize: {method: nearest, bits: 4}}, {compensate: {rank: 1}}]}]", pipeline.Options{}, new(*pipeline.RecipeError), "(nearest, eora) needs data"},
 		"too sparse":             {"mlp", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.99999}}]}]", pipeline.Options{}, new(*prune.ImpossibleError), "rules[0]: prune: uniform: sparsity 0.99999 leaves"},
 		"blocks":                 {"resnet8", "rules: [{match: conv1, steps: [{prune: {method: magnitude, sparsity: 0.5, pattern: block 16x16}}]}]\non_fallback: fail", pipeline.Options{}, new(*pipeline.FallbackError), "layer conv1 cannot have pattern block 16x16"},
+		"layout":                 {"resnet8", "rules: [{match: linear, steps: [{prune: {method: magnitude, pattern: '36:72', layout: pattern}}]}]\non_fallback: fail", pipeline.Options{}, new(*pipeline.FallbackError), "cannot have layout pattern: it cannot hold what pattern 36:72 leaves of 32 inputs"},
 		"rescued":                {"resnet8", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.9995, scope: layer, allocation: global}}]}]\non_fallback: fail", pipeline.Options{}, new(*pipeline.FallbackError), "cannot have allocation global: it would have left the layer nothing"},
 		"memory":                 {"mlp", "rules: [{match: '*', steps: [{prune: {method: magnitude, sparsity: 0.5, allocation: rate-distortion}}]}]", pipeline.Options{Memory: 1e6}, new(*pipeline.MemoryError), "the ceiling is 1 MB"},
 	} {
@@ -346,5 +348,25 @@ func TestTransposedSteps(t *testing.T) {
 		if l := run.Evaluation.Language; l.KL > 2e-2 {
 			t.Errorf("%s: KL %v", steps, l.KL)
 		}
+	}
+}
+
+// TestStoredTypes: values that are to stay values must be of a type that can be
+// written again; the plan says so, not the end of the run.
+func TestStoredTypes(t *testing.T) {
+	raw, err := os.ReadFile(models + "mlp.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "integers.safetensors")
+	if err := os.WriteFile(path, bytes.ReplaceAll(raw, []byte(`"F32"`), []byte(`"I32"`)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := stepped(t, "mlp", "{prune: {method: magnitude, sparsity: 0.5}}", "")
+	r.Model.Path = path
+	_, err = pipeline.MakePlan(context.Background(), r, pipeline.Options{})
+	var re *pipeline.RecipeError
+	if !errors.As(err, &re) || !strings.Contains(err.Error(), "rules[0].steps.prune: the weight of layer ") || !strings.Contains(err.Error(), " is stored as I32, which cannot be pruned; add a quantize step") {
+		t.Error(err)
 	}
 }

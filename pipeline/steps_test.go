@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/fettle-dev/fettle/export"
+	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/safetensors"
 	"github.com/fettle-dev/fettle/pipeline"
 	"github.com/fettle-dev/fettle/prune"
 	"github.com/fettle-dev/fettle/record"
@@ -354,19 +357,20 @@ func TestTransposedSteps(t *testing.T) {
 // TestStoredTypes: values that are to stay values must be of a type that can be
 // written again; the plan says so, not the end of the run.
 func TestStoredTypes(t *testing.T) {
-	raw, err := os.ReadFile(models + "mlp.safetensors")
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "integers.safetensors")
-	if err := os.WriteFile(path, bytes.ReplaceAll(raw, []byte(`"F32"`), []byte(`"I32"`)), 0o600); err != nil {
+	var file bytes.Buffer
+	err := safetensors.Write(&file, []safetensors.Source{{
+		Name: "fc1.weight", DType: dtype.F8E4M3, Shape: []int{10, 256},
+		Write: func(w io.Writer) error { _, err := w.Write(make([]byte, 2560)); return err },
+	}}, nil)
+	path := filepath.Join(t.TempDir(), "bytes.safetensors")
+	if err := errors.Join(err, os.WriteFile(path, file.Bytes(), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	r := stepped(t, "mlp", "{prune: {method: magnitude, sparsity: 0.5}}", "")
 	r.Model.Path = path
 	_, err = pipeline.MakePlan(context.Background(), r, pipeline.Options{})
 	var re *pipeline.RecipeError
-	if !errors.As(err, &re) || !strings.Contains(err.Error(), "rules[0].steps.prune: the weight of layer ") || !strings.Contains(err.Error(), " is stored as I32, which cannot be pruned; add a quantize step") {
+	if !errors.As(err, &re) || !strings.Contains(err.Error(), "rules[0].steps.prune: the weight of layer ") || !strings.Contains(err.Error(), " is stored as F8_E4M3, which cannot be pruned; add a quantize step") {
 		t.Error(err)
 	}
 }

@@ -13,8 +13,13 @@ import (
 func TestRounder(t *testing.T) {
 	ctx := t.Context()
 	for n, o := range []Options{
-		{Bits: 3}, {Bits: 4, Symmetric: true}, {Bits: 3, Align: true}, {Bits: 2, Granularity: layer.PerGroup, GroupSize: 8, Align: true},
-		{Format: layer.NVFP4}, {Format: layer.FP8, Align: true, BiasCorrection: true}, {Bits: 4, BiasCorrection: true, Range: MinMax},
+		{Bits: 3},
+		{Bits: 4, Symmetric: true},
+		{Bits: 3, Align: true},
+		{Bits: 2, Granularity: layer.PerGroup, GroupSize: 8, Align: true},
+		{Format: layer.NVFP4},
+		{Format: layer.FP8, Align: true, BiasCorrection: true},
+		{Bits: 4, BiasCorrection: true, Range: MinMax},
 	} {
 		d := newData(uint64(n), shape{out: 8, in: 32, groups: 1 + n%2, samples: 150, mismatch: 0.05})
 		near := o

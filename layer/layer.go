@@ -204,10 +204,10 @@ type Errors struct {
 	Damping float64 // the λ that was added to H's diagonal, relative to its mean
 
 	Pruned float64 `json:",omitempty"` // of the pruned weight, where it was quantized or compensated after
-	Base   float64 `json:",omitempty"` // without the low-rank term, where there is one
+	Base   float64 `json:",omitempty"` // before a low-rank term was added, where there is one
 
 	// Bound is what Solved cannot exceed, by the theory of GPFQ and SPFQ; 0 where
-	// no bound is known.
+	// no bound is known, and with a low-rank term.
 	Bound float64 `json:",omitempty"`
 }
 

@@ -514,13 +514,16 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 	if p := l.Prune; p != nil {
 		entry.Prune = &record.Prune{
 			Method: string(p.Method), Pattern: p.Pattern.String(), Allocation: string(p.Allocation),
-			Survivors: int64(p.Survivors), Sparsity: l.Sparsity(), RelativeError: relative(s.Errors.Pruned, s.Errors.Energy),
+			Survivors: int64(p.Survivors), Sparsity: l.Sparsity(),
+		}
+		if !p.Joint && (l.Quantize != nil || l.hasTerm()) {
+			entry.Prune.RelativeError = relative(s.Errors.Pruned, s.Errors.Energy)
 		}
 		if p.Pattern.Kind == prune.Unstructured {
 			entry.Prune.Scope = string(p.Scope)
 		}
 	}
-	if t := l.Compensate; t != nil && t.Rank > 0 {
+	if t := l.Compensate; l.hasTerm() {
 		factors := t.FactorType.String()
 		if t.Bits > 0 {
 			factors = fmt.Sprintf("%d bits", t.Bits)
@@ -551,7 +554,7 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 
 // relative returns a pointer to an error over the energy; nil where there is none.
 func relative(e, energy float64) *float64 {
-	if e == 0 || energy == 0 {
+	if energy == 0 {
 		return nil
 	}
 	e /= energy

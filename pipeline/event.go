@@ -26,7 +26,8 @@ type Event struct {
 	Stage Stage
 	// Layer is set when one layer was finished; Done and Total then count
 	// layers. In StageRemove it is a part that goes or loses units, and they count
-	// parts. In StageEvaluate they count samples, over both models.
+	// parts. In StageEvaluate they count samples, over both models, in
+	// StageAllocate layers that were measured.
 	Layer  string
 	Cached bool // the layer's solution, or the evaluation, was found on disk
 	Done   int

@@ -64,6 +64,13 @@ func activationLimit(left int64) int64 {
 	return physicalMemory() / 2
 }
 
+// foretellMemory fills in what the plan and the choice of units need at most.
+func (p *Plan) foretellMemory(g *model.Graph) {
+	m := p.fixedMemory(g)
+	m.cover(p.removing)
+	p.Memory.Fixed, p.Memory.At = m.Fixed, m.At
+}
+
 // fixedMemory returns the largest need of weights, moments and solvers: of the
 // layers that read one value, and of evaluation's two heads.
 func (p *Plan) fixedMemory(g *model.Graph) Memory {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/lowrank"
@@ -28,6 +29,7 @@ type Plan struct {
 	Kept         []loader.Tensor
 	SourceBytes  int64
 	WeightBytes  int64    // of the compressed weight files, exactly; an index of shards is not counted
+	Budget       int64    // bytes of low-rank factors that are still to be divided, not counted above
 	Memory       Memory   // Activations are known once the data are open
 	Notes        []string // what a user should know of layers that stay as they are
 
@@ -46,15 +48,27 @@ type PlanLayer struct {
 	Compensate *LayerTerm        // nil where nothing is added
 
 	Spec export.Spec
-	// Fallbacks are what the layer's shape alone rules out.
+	// Fallbacks are what the layer's shape alone rules out, and the allocation.
 	Fallbacks []layer.Fallback
 	// Scaled says that AWQ's scales multiply the weight, and that the
 	// normalization before the layer is divided by them.
 	Scaled bool
 
-	op    int
-	rule  int    // of the recipe
-	block string // of a transformer, which OWL prunes alike; "" for none
+	op   int
+	rule int // of the recipe
+	// ranked says that a budget has given the layer its rank.
+	ranked bool
+	block  string // of a transformer, which OWL prunes alike; "" for none
+}
+
+// hasTerm reports whether a low-rank term is added to the layer.
+func (l *PlanLayer) hasTerm() bool { return l.Compensate != nil && l.Compensate.Rank > 0 }
+
+// fallBack notes what the layer cannot have, once.
+func (l *PlanLayer) fallBack(f layer.Fallback) {
+	if !slices.Contains(l.Fallbacks, f) {
+		l.Fallbacks = append(l.Fallbacks, f)
+	}
 }
 
 // LayerTerm is the low-rank term of a layer.
@@ -143,6 +157,7 @@ func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
 	if err := r.makePlan(ctx, recipe.allocatesOnData() || choose, choose); err != nil {
 		return nil, err
 	}
+	r.space.Close()
 	return r.plan, r.close()
 }
 
@@ -184,11 +199,24 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 			return err
 		}
 	}
-	r.weights = &weights{ckpt: r.ckpt, keys: map[string]string{}, replaced: map[string][]float32{}}
+	if r.calibration != nil {
+		r.plan.Memory.Activations = activationMemory(r.original.graph, r.calibration.rows())
+	}
+	r.plan.foretellMemory(r.graph)
+	if err := r.plan.checkMemory(r.options.Memory); err != nil {
+		return err
+	}
+	r.space = scratch.New("", activationLimit(r.options.Memory-r.plan.Memory.Fixed))
+	defer func() {
+		if err != nil {
+			r.space.Close()
+		}
+	}()
+	r.weights = newWeights(r.ckpt, nil, r.plan)
 	if err := r.plan.allocate(ctx, r.recipe, r.weights, &measurer{r}); err != nil {
 		return err
 	}
-	return r.plan.foretell(r.recipe, r.ckpt, r.graph)
+	return r.plan.foretell(r.recipe, r.ckpt)
 }
 
 func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph, error) {
@@ -284,11 +312,17 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 	return p, nil
 }
 
-// foretell fills in the size and the memory of a plan that is else complete.
-func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (err error) {
+// foretell fills in the size of a plan that is else complete.
+func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint) (err error) {
 	p.WeightBytes, err = export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
-	p.Memory = p.fixedMemory(graph)
-	p.Memory.cover(p.removing)
+	p.Budget = 0
+	for i := range r.Rules {
+		_, _, term := r.Rules[i].steps()
+		waits := func(l PlanLayer) bool { return l.rule == i && l.hasBudget(r) && !l.ranked }
+		if slices.ContainsFunc(p.Layers, waits) {
+			p.Budget += term.budget
+		}
+	}
 	return err
 }
 
@@ -348,6 +382,9 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*
 	}
 	prune, quantize, term := r.Rules[at].steps()
 	if quantize == nil {
+		if !slices.Contains([]dtype.DType{dtype.F64, dtype.F32, dtype.F16, dtype.BF16}, t.DType) {
+			return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.prune", at), Reason: fmt.Sprintf("the weight of layer %s is stored as %s, which cannot be pruned; add a quantize step", op.Name, t.DType)}
+		}
 		l.Spec.ValueType = t.DType
 	} else if err := l.planQuantize(quantize, graph, t.DType); err != nil {
 		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.quantize.scale_type", at), Reason: err.Error()}
@@ -376,7 +413,7 @@ func (l *PlanLayer) planQuantize(q *Quantize, graph *model.Graph, d dtype.DType)
 	if options.BiasCorrection && biasHolder(graph, l.op) == "" {
 		options.BiasCorrection, options.Centre = false, false
 		if q.BiasCorrection != nil { // asked for, not just the method's default
-			l.Fallbacks = append(l.Fallbacks, noBias)
+			l.fallBack(noBias)
 		}
 	}
 	scaleType, err := q.scaleType(d)

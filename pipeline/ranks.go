@@ -33,15 +33,16 @@ func (r *run) chooseRanks(ctx context.Context) error {
 	for i := range r.plan.Layers {
 		if l := &r.plan.Layers[i]; l.hasBudget(r.recipe) {
 			l.setRank(int(v.Of[0][i]))
+			l.ranked = true
 		}
 	}
-	return r.plan.foretell(r.recipe, r.ckpt, r.graph)
+	return r.plan.foretell(r.recipe, r.ckpt)
 }
 
 // hasBudget reports whether the layer's rank comes from a budget.
 func (l *PlanLayer) hasBudget(r *Recipe) bool {
 	_, _, term := r.Rules[l.rule].steps()
-	return l.Compensate != nil && term.budget > 0
+	return l.Compensate != nil && term != nil && term.budget > 0
 }
 
 // ranksKey is of all that the ranks depend on.
@@ -62,11 +63,19 @@ func (r *run) ranksKey() (string, error) {
 func (r *run) measureRanks(ctx context.Context) (*layer.Vectors, error) {
 	trial := *r
 	trial.record = &record.Run{Source: r.record.Source}
-	trial.weights = &weights{ckpt: r.ckpt, store: r.kept, keys: map[string]string{}, replaced: map[string][]float32{}}
-	trial.clock.events = func(Event) {}
+	trial.weights = newWeights(r.ckpt, r.kept, r.plan)
+	trial.clock.events = func(e Event) {
+		if e.Layer == "" && e.Warning == "" { // the run's own layers and warnings follow
+			r.clock.events(e)
+		}
+	}
 	c := newCompression(&trial)
 	c.spectra = map[string]lowrank.Spectrum{}
-	if err := c.solveAll(ctx); err != nil {
+	err := c.solveAll(ctx)
+	c.streams.free()
+	trial.clock.events = r.clock.events
+	r.clock = trial.clock
+	if err != nil {
 		return nil, err
 	}
 	ranks := make([]float64, len(r.plan.Layers))

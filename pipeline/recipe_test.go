@@ -202,6 +202,8 @@ func TestRecipePaths(t *testing.T) {
 func FuzzParseRecipe(f *testing.F) {
 	f.Add([]byte(goodRecipe))
 	f.Add([]byte("version: 1\nrules: [{match: a, steps: [{quantize: &a {method: gptq, bits: 3}}]}, {match: b, steps: [{quantize: *a}]}]"))
+	f.Add([]byte(stepsRecipe("{prune: {sparsity: 0.5, allocation: owl, owl: {lambda: 0.1}}}, {quantize: {bits: 4}}, {compensate: {budget: 1MB, alternations: 2}}")))
+	f.Add([]byte(stepsRecipe("{prune: {pattern: '2:4', method: sparsegpt, joint: true}}, {quantize: {method: gptq, bits: 3}}, {compensate: {rank: 2}}")))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := ParseRecipe(text, "r.yaml")
 		if (r == nil) == (err == nil) {

@@ -185,7 +185,7 @@ func (r *run) newRemoval() *removal {
 	trial.ckpt, trial.graph = r.original.ckpt, r.original.graph
 	trial.plan = &Plan{Layers: r.readers()}
 	trial.plan.Memory = trial.plan.fixedMemory(trial.graph)
-	trial.weights = &weights{ckpt: trial.ckpt, store: r.store, keys: map[string]string{}, replaced: map[string][]float32{}}
+	trial.weights = newWeights(trial.ckpt, r.store, trial.plan)
 	m := &removal{
 		compression: newCompression(&trial), cuts: r.cuts, found: make([]unitChoice, len(r.cuts)),
 		filed: map[string]*io.SectionReader{}, zero: map[string]bool{}, repair: map[string]bool{},

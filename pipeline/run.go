@@ -166,14 +166,9 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	defer func() {
 		if err != nil {
 			_ = r.close() // only read from
+			r.space.Close()
 		}
 	}()
-	if r.calibration != nil {
-		r.plan.Memory.Activations = activationMemory(r.original.graph, r.calibration.rows())
-	}
-	if err := r.plan.checkMemory(r.options.Memory); err != nil {
-		return nil, err
-	}
 	if folder, err = atomicfile.NewFolder(r.recipe.Output.Path); err != nil {
 		return nil, &OutputError{Path: r.recipe.Output.Path, Err: err}
 	}
@@ -189,7 +184,6 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	if r.store.dir == "" {
 		r.kept = &store{dir: filepath.Join(folder.Temp, workName)}
 	}
-	r.space = scratch.New("", activationLimit(r.options.Memory-r.plan.Memory.Fixed))
 	r.weights.store = r.kept
 	return folder, r.startRecord(ctx)
 }

@@ -50,8 +50,10 @@ func mustRun(t *testing.T, r *pipeline.Recipe, o pipeline.Options) *record.Run {
 // the calibration samples, value by value, and holds each layer's output error
 // against the one that the loop found from moments.
 func TestRecordedErrorsAgainstTheModels(t *testing.T) {
-	for _, more := range []string{"", "sequential: none\n"} {
-		r := glyphs(t, "method: gptq, bits: 3, align: true", more)
+	for _, r := range []*pipeline.Recipe{
+		glyphs(t, "method: gptq, bits: 3, align: true", ""), glyphs(t, "method: gptq, bits: 3, align: true", "sequential: none\n"),
+		stepped(t, "resnet8", "{prune: {method: sparsegpt, sparsity: 0.6}}, {quantize: {method: gptq, bits: 3}}, {compensate: {rank: 2, bits: 8, alternations: 1}}", ""),
+	} {
 		run := mustRun(t, r, pipeline.Options{})
 		ctx := context.Background()
 		ckpt, err := loader.Open(ctx, r.Model.Path)
@@ -75,7 +77,7 @@ func TestRecordedErrorsAgainstTheModels(t *testing.T) {
 		in := imageInput(t, images)
 		x := everyValue(t, graph, model.Stored(ckpt), in, nil)
 		var same []*model.Tensor
-		if more != "" {
+		if r.Sequential == "none" {
 			same = x // without propagation, layers see the original's inputs
 		}
 		xt := everyValue(t, graph, pipeline.Dequantized(written), in, same)
@@ -97,7 +99,7 @@ func TestRecordedErrorsAgainstTheModels(t *testing.T) {
 			want := relativeError(x[op.Output], xt[op.Output], bias)
 			got := *layers[op.Name].RelativeError
 			if math.Abs(got-want) > 1e-3*want+1e-9 {
-				t.Errorf("%s%s: relative error %v from moments, %v from the models' outputs", more, op.Name, got, want)
+				t.Errorf("%s %s: relative error %v from moments, %v from the models' outputs", r.Sequential, op.Name, got, want)
 			}
 		}
 	}

@@ -46,8 +46,8 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, f quantize.Factor
 	if err != nil {
 		return nil, err
 	}
-	if l.Compensate != nil && l.Compensate.Rank > 0 {
-		base := s.Errors.Solved
+	if l.hasTerm() {
+		before := s.Errors
 		again := func(ctx context.Context, target blas64.General) (*layer.Solution, error) {
 			next := *prob
 			next.Aim = target
@@ -56,9 +56,14 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, f quantize.Factor
 		if s, _, err = lowrank.Solve(ctx, c.pool, f.Factors, prob, s, l.aim(), again, l.Compensate.Options); err != nil {
 			return nil, err
 		}
-		s.Errors.Base = base
+		// A turn's own figures are of weights that a term belongs to.
+		e := &s.Errors
+		e.Base, e.Pruned, e.Soft, e.Bound = before.Solved, before.Pruned, before.Soft, 0
+		if l.Quantize == nil {
+			e.Pruned = before.Solved
+		}
 	}
-	if c.spectra != nil && l.Compensate != nil {
+	if c.spectra != nil && l.hasBudget(c.recipe) {
 		if err := c.addSpectrum(ctx, l, f, prob, s); err != nil {
 			return nil, err
 		}

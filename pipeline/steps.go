@@ -76,7 +76,7 @@ type Compensate struct {
 // The methods of prune steps, the default first.
 var pruneMethods = []string{"admm", "sparsegpt", "saliency", "wanda", "magnitude"}
 
-// check fills in defaults and returns the first fault of a rule's steps: where
+// checkSteps fills in defaults and returns the first fault of a rule's steps: where
 // within the rule, and what.
 func checkSteps(steps []Step) (where, reason string) {
 	last := -1
@@ -166,13 +166,15 @@ func (s *Prune) check(after []Step) (where, reason string) {
 		return ".joint", fmt.Sprintf("needs method sparsegpt, whose pass rounds survivors; %s has none", s.Method)
 	case s.Joint && (len(after) == 0 || after[0].Quantize == nil || after[0].Quantize.Method != "gptq"):
 		return ".joint", "needs a step quantize: {method: gptq, …} after it"
+	case s.Joint && after[0].Quantize.ActOrder:
+		return ".joint", "rounds inputs in the order of the pattern; remove act_order from the quantize step"
 	case s.Joint && s.options().Polish:
 		return ".polish", "moves survivors that joint has rounded; set polish: false"
 	}
 	a := s.allocation()
 	var badAllocation *prune.AllocationError
-	if err := cmpErr(a.Check(), a.CheckPattern(pattern)); errors.As(err, &badAllocation) {
-		return optionKey(badAllocation.Field), fmt.Sprintf("is %v, want %s", badAllocation.Value, badAllocation.Allowed)
+	if err := firstError(a.Check(), a.CheckPattern(pattern)); errors.As(err, &badAllocation) {
+		return optionKey(strings.Replace(badAllocation.Field, "Method", "Allocation", 1)), fmt.Sprintf("is %v, want %s", badAllocation.Value, badAllocation.Allowed)
 	}
 	err = s.options().Check()
 	var bad *prune.OptionError
@@ -186,8 +188,8 @@ func (s *Prune) check(after []Step) (where, reason string) {
 	return "", ""
 }
 
-// cmpErr returns the first error.
-func cmpErr(errs ...error) error {
+// firstError returns the first error that is not nil.
+func firstError(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
 			return err
@@ -270,6 +272,8 @@ func (s *Compensate) check(before []Step) (where, reason string) {
 		return ".merge", "adds the term to the weight, which is codes here; remove it, or the quantize step"
 	case s.Merge && before[0].Prune.Layout != "dense" && before[0].Prune.Layout != "smallest":
 		return ".merge", "fills the places that were pruned; set layout: dense in the prune step"
+	case s.Merge && s.Budget != "":
+		return ".budget", "is for factors that are stored, and merge stores none; give a rank"
 	case s.Alternations > 0 && before[0].Prune != nil && before[0].Prune.Joint:
 		return ".alternations", "does not go with joint"
 	}

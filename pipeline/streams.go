@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/internal/vec"
@@ -113,6 +114,17 @@ func (s *streams) drop(t *model.Tensor) {
 	}
 }
 
+// free gives back all values that the streams still hold.
+func (s *streams) free() {
+	if s == nil {
+		return
+	}
+	for t := range s.held {
+		s.space.Free(t.Data)
+	}
+	clear(s.held)
+}
+
 // catchUp runs all operations before operation end, in the original stream and
 // then in the compressed one. changed says which operations compute with
 // compressed weights.
@@ -220,9 +232,21 @@ type weights struct {
 	store    *store
 	keys     map[string]string // of the solutions, by weight
 	replaced map[string][]float32
+	merged   map[string]dtype.DType // of weights that a low-rank term is merged into: their type
+
 	// made returns what stands for a tensor while units are removed; nil at other
 	// times.
 	made func(name string) (data []float32, ok bool, err error)
+}
+
+func newWeights(ckpt *loader.Checkpoint, s *store, p *Plan) *weights {
+	w := &weights{ckpt: ckpt, store: s, keys: map[string]string{}, replaced: map[string][]float32{}, merged: map[string]dtype.DType{}}
+	for i := range p.Layers {
+		if l := &p.Layers[i]; l.Compensate != nil && l.Compensate.Merge {
+			w.merged[l.Weight] = l.Spec.ValueType
+		}
+	}
+	return w
 }
 
 func (w *weights) original(name string) ([]float32, error) {
@@ -254,7 +278,12 @@ func (w *weights) compressed(name string) ([]float32, error) {
 		}
 		data := make([]float32, s.Rows*s.Cols)
 		s.Weight(data)
-		return data, nil
+		if d, ok := w.merged[name]; ok { // as the file has it
+			for i, v := range data {
+				data[i] = d.Round(v)
+			}
+		}
+		return data, finite(name, data)
 	}
 	if w.made != nil {
 		if data, ok, err := w.made(name); ok {

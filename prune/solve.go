@@ -18,7 +18,7 @@ import (
 
 // Version grows whenever a solver's output changes for some input. It is part of
 // the keys under which solutions are cached.
-const Version = 1
+const Version = 2
 
 // Method says how survivors are chosen.
 type Method string
@@ -124,7 +124,7 @@ func (o Options) Check() error {
 	case o.Method != ByADMM && o.ADMM != ADMMOptions{}:
 		return &OptionError{"ADMM", o.ADMM, "nothing unless the method is admm"}
 	case o.Method == ByADMM && (o.ADMM.Iterations < 1 || o.ADMM.Steps < 0 || o.ADMM.Steps > o.ADMM.Iterations+1 || o.ADMM.Iterations > 1e6):
-		return &OptionError{"ADMM.Iterations", o.ADMM.Iterations, "1 to 1000000, and at least the steps"}
+		return &OptionError{"ADMM.Iterations", o.ADMM.Iterations, "1 to 1000000, and at least the steps less one"}
 	case o.Method == ByADMM && !(o.ADMM.Rho > 0 && o.ADMM.Rho <= 1e6):
 		return &OptionError{"ADMM.Rho", o.ADMM.Rho, "a positive number up to 1e6"}
 	case o.Swaps < 0 || o.Swaps > 1000:
@@ -250,7 +250,9 @@ func (s *solver) prune(ctx context.Context) error {
 		s.target = s.Problem.Aim
 	}
 	pruned := linalg.Clone(s.target)
-	if !s.o.Method.updates() {
+	// A single weight is compared over all groups, which a method sees one by one.
+	byScore := !s.o.Method.updates() || s.o.Survivors == 0 && len(s.Grams) > 1
+	if byScore {
 		if err := s.maskByScore(ctx, pruned); err != nil {
 			return err
 		}
@@ -260,15 +262,15 @@ func (s *solver) prune(ctx context.Context) error {
 			s.solution.Mask = layer.NewMask(w.Rows, w.Cols)
 		}
 		for g := range s.Grams {
-			if err := s.solveGroup(ctx, g, pruned); err != nil {
+			if err := s.solveGroup(ctx, g, pruned, byScore); err != nil {
 				return err
 			}
 			s.solution.Errors.Damping = max(s.solution.Errors.Damping, s.Grams[g].Damping)
 		}
 	}
-	if left := s.solution.Mask.Survivors(); left == 1 && s.o.Survivors == 0 {
+	if s.o.Survivors == 0 {
 		s.solution.Fallbacks = append(s.solution.Fallbacks, layer.Fallback{
-			Asked: "no survivors", Got: "its best weight", Reason: "a layer without weights gives the same outputs for all inputs",
+			Asked: "no survivors", Got: fmt.Sprintf("%d of them", s.solution.Mask.Survivors()), Reason: "a layer without weights gives the same outputs for all inputs",
 		})
 	}
 	s.solution.Values = make([]float32, w.Rows*w.Cols)
@@ -341,28 +343,31 @@ func clearPruned(w blas64.General, mask *layer.Mask) {
 }
 
 // solveGroup prunes the rows of one group of a convolution, or all, by a method
-// that works on H, and polishes. A group's share of the survivors is that of its
-// rows.
-func (s *solver) solveGroup(ctx context.Context, g int, pruned blas64.General) error {
+// that works on H unless there is a mask already, and polishes.
+func (s *solver) solveGroup(ctx context.Context, g int, pruned blas64.General, masked bool) error {
 	from, to := s.Problem.GroupRows(g)
 	rows := linalg.Rows(pruned, from, to)
 	target := linalg.Rows(s.target, from, to)
 	mask := maskRows(s.solution.Mask, from, to)
+	sel := s.selection()
+	sel.Survivors = s.groupSurvivors(g, rows.Rows, rows.Cols)
+	switch {
+	case masked && !s.o.Polish:
+		return nil
+	case !masked && sel.Survivors == 0 && len(s.Grams) > 1: // the others have some
+		clearPruned(rows, mask)
+		return nil
+	}
 	a, err := s.Grams[g].DampedH(ctx, s.Pool)
 	if err != nil {
 		return err
 	}
-	sel := s.selection()
-	groups := len(s.Grams)
-	sel.Survivors = s.o.Survivors*(g+1)/groups - s.o.Survivors*g/groups
-	if sel.Pattern.Kind != Unstructured && groups > 1 {
-		sel.Survivors = s.o.Pattern.Survivors(rows.Rows, rows.Cols, 1-float64(s.o.Survivors)/float64(pruned.Rows*pruned.Cols))
-	}
 	var found *layer.Mask
-	switch s.o.Method {
-	case BySparseGPT:
+	switch {
+	case masked:
+	case s.o.Method == BySparseGPT:
 		found, _, err = SparseGPT(ctx, s.Pool, s.Grams[g].Upper, s.Grams[g].Order, rows, sel, SparseGPTOptions{Round: s.rounded(from)})
-	case ByADMM:
+	default:
 		found, err = ADMM(ctx, s.Pool, a, rows, sel, s.o.ADMM)
 	}
 	if err != nil {
@@ -380,6 +385,26 @@ func (s *solver) solveGroup(ctx context.Context, g int, pruned blas64.General) e
 		_, err = Polish(ctx, s.Pool, a, target, rows, mask, DefaultPolish())
 	}
 	return err
+}
+
+// groupSurvivors returns a group's share of the survivors, that of its rows×cols
+// weights: the groups' sum is exact, in whole blocks where these divide a group.
+func (s *solver) groupSurvivors(g, rows, cols int) int {
+	groups, p := len(s.Grams), s.o.Pattern
+	h, w := p.blockSize()
+	switch {
+	case groups == 1:
+		return s.o.Survivors
+	case p.Kind == NofM:
+		return p.Survivors(rows, cols, 0)
+	case p.Kind == Blocks && rows%h == 0 && cols%w == 0:
+		blocks := groups * rows * cols / (h * w)
+		all := Selection{Pattern: p, Survivors: s.o.Survivors}
+		return share(blocks-all.losses(groups*rows, cols), g, groups) * h * w
+	case p.Kind == Blocks:
+		return p.Survivors(rows, cols, 1-float64(s.o.Survivors)/float64(groups*rows*cols))
+	}
+	return share(s.o.Survivors, g, groups)
 }
 
 // rounded is Options.Round of rows that begin at one of the layer.

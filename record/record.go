@@ -190,7 +190,7 @@ type Compensate struct {
 	Factors string `json:"factors"` // how they are stored, e.g. F16 or 4 bits
 	Bytes   int64  `json:"bytes"`   // of both factors; they count in the layer's Bytes too
 	Merged  bool   `json:"merged,omitempty"`
-	// RelativeError is the layer's without the term.
+	// RelativeError is the layer's before the term was added.
 	RelativeError *float64 `json:"relative_error,omitempty"`
 }
 

@@ -26,6 +26,26 @@ func recipeFlags() []cli.Flag {
 	}
 }
 
+// workFlags say with what to work, for the commands that compute.
+func workFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "workers", DefaultText: "one for each processor", Usage: "goroutines that compute"},
+		&cli.StringFlag{Name: "memory", Usage: "ceiling on memory, such as `8GB`: activations over it lie in a file, and a run that needs more is refused", DefaultText: "none; activations over half of the machine's memory lie in a file"},
+		&cli.StringFlag{Name: "cache", Usage: "`FOLDER` in which finished work is kept and found again", EnvVars: []string{"FETTLE_CACHE"}, DefaultText: "the user's cache folder"},
+		&cli.BoolFlag{Name: "no-cache", DisableDefaultText: true, Usage: "keep nothing and reuse nothing"},
+	}
+}
+
+// workOptions are what workFlags say.
+func workOptions(c *cli.Context) (o pipeline.Options, err error) {
+	o.Workers, o.Version = c.Int("workers"), versionString()
+	if o.Cache, err = cacheFolder(c); err != nil {
+		return o, err
+	}
+	o.Memory, err = memoryCeiling(c)
+	return o, err
+}
+
 func compressCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "compress",
@@ -38,13 +58,9 @@ and a report as HTML.
 The folder appears when everything in it is written and has been read back.
 
   fettle compress resnet20.th --recipe best-w4.yaml --out OUT`,
-		Flags: append(recipeFlags(),
+		Flags: append(append(recipeFlags(), workFlags()...),
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`FOLDER` to write; must not exist yet"},
 			&cli.StringSliceFlag{Name: "dense", Usage: "also write the dequantized model, as safetensors or pt (`FORMAT`)"},
-			&cli.IntFlag{Name: "workers", DefaultText: "one for each processor", Usage: "goroutines that compute"},
-			&cli.StringFlag{Name: "memory", Usage: "ceiling on memory, such as `8GB`: activations over it lie in a file, and a run that needs more is refused", DefaultText: "none; activations over half of the machine's memory lie in a file"},
-			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` in which finished work is kept and found again", EnvVars: []string{"FETTLE_CACHE"}, DefaultText: "the user's cache folder"},
-			&cli.BoolFlag{Name: "no-cache", DisableDefaultText: true, Usage: "keep nothing and reuse nothing"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, DisableDefaultText: true, Usage: "no progress, no summary; only errors"},
 		),
 		Action: func(c *cli.Context) error {
@@ -61,20 +77,13 @@ The folder appears when everything in it is written and has been read back.
 			if err := addDense(recipe, c.StringSlice("dense")); err != nil {
 				return err
 			}
-			cache, err := cacheFolder(c)
-			if err != nil {
-				return err
-			}
-			memory, err := memoryCeiling(c)
+			options, err := workOptions(c)
 			if err != nil {
 				return err
 			}
 			progress := newProgress(c.App.ErrWriter, c.Bool("quiet"))
-			run, err := pipeline.Run(c.Context, recipe, pipeline.Options{
-				Workers: c.Int("workers"), Memory: memory, Cache: cache, Version: versionString(),
-				Events: progress.event,
-				Finish: writeReport,
-			})
+			options.Events, options.Finish = progress.event, writeReport
+			run, err := pipeline.Run(c.Context, recipe, options)
 			progress.close()
 			if err != nil {
 				return err

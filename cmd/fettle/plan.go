@@ -18,13 +18,19 @@ func planCommand() *cli.Command {
 		Name:      "plan",
 		Usage:     "say which layer gets what, and the exact size, without doing it",
 		ArgsUsage: "MODEL",
-		Flags:     recipeFlags(),
+		Description: `Allocations that look at data (owl, rate-distortion) run the original model on
+them; what they find is kept in the cache, where fettle compress finds it.`,
+		Flags: append(recipeFlags(), workFlags()...),
 		Action: func(c *cli.Context) error {
 			recipe, err := readRecipe(c)
 			if err != nil {
 				return err
 			}
-			plan, err := pipeline.MakePlan(c.Context, recipe, pipeline.Options{})
+			options, err := workOptions(c)
+			if err != nil {
+				return err
+			}
+			plan, err := pipeline.MakePlan(c.Context, recipe, options)
 			if err != nil {
 				return err
 			}
@@ -110,6 +116,9 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 	fmt.Fprintf(c.App.Writer, "%s: %d layers compressed, %d tensors kept (%s)\n", plan.Architecture, len(plan.Layers), len(plan.Kept), bytesText(kept))
 	fmt.Fprintf(c.App.Writer, "size %s → %d bytes of weights exactly (%.1f %% of the source%s)\n",
 		bytesText(plan.SourceBytes), plan.WeightBytes, 100*float64(plan.WeightBytes)/float64(plan.SourceBytes), bitsText(len(plan.Layers), plan.AverageBits()))
+	if plan.Budget > 0 {
+		fmt.Fprintf(c.App.Writer, "beside them up to %s of low-rank factors, which are divided when their worth is known\n", bytesText(plan.Budget))
+	}
 	for _, note := range plan.Notes {
 		fmt.Fprintf(c.App.Writer, "note: %s\n", note)
 	}

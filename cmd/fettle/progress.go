@@ -39,6 +39,8 @@ func (p *progress) event(e pipeline.Event) {
 		p.println("warning: " + e.Warning)
 	case e.Layer != "":
 		p.layer(e)
+	case e.Stage == pipeline.StageAllocate && e.Total > 0:
+		p.status(fmt.Sprintf("allocate: %d of %d layers measured", e.Done, e.Total))
 	case e.Stage == pipeline.StageEvaluate && e.Total > 0:
 		p.evaluated(e)
 	case p.terminal && p.line != "":

@@ -22,11 +22,11 @@ func TestStepsRecipe(t *testing.T) {
 	slow.Iterations, slow.Steps = 40, 30
 	for steps, want := range map[string]prune.Options{
 		"{prune: {sparsity: 0.7}}": {
-			Method: prune.ByADMM, Scope: prune.PerRow, Align: true, Residual: true, Damping: 0.01, Polish: true, BiasCorrection: true, Centre: true, ADMM: admm,
+			Method: prune.ByADMM, Scope: prune.PerRow, Align: true, Residual: true, Damping: 0.01, Polish: true, Swaps: 4, BiasCorrection: true, Centre: true, ADMM: admm,
 		},
 		"{prune: {pattern: '2:4'}}": {
 			Method: prune.ByADMM, Pattern: prune.Pattern{Kind: prune.NofM, N: 2, M: 4}, Scope: prune.PerLayer, Align: true, Residual: true, Damping: 0.01,
-			Polish: true, BiasCorrection: true, Centre: true, ADMM: admm,
+			Polish: true, Swaps: 4, BiasCorrection: true, Centre: true, ADMM: admm,
 		},
 		"{prune: {sparsity: 0.5, polish: false, align: false, bias_correction: false, admm: {iterations: 40}}}": {
 			Method: prune.ByADMM, Scope: prune.PerRow, Damping: 0.01, ADMM: slow,
@@ -83,7 +83,7 @@ func TestStepsRecipeErrors(t *testing.T) {
 		"{prune: {sparsity: 1}}":                                             `steps[0].prune.sparsity: is 1, want a share from 0 up to, not including, 1`,
 		"{prune: {sparsity: -0.1}}":                                          `steps[0].prune.sparsity: is -0.1, want a share`,
 		"{prune: {sparsity: .nan}}":                                          `steps[0].prune.sparsity: is NaN, want a share`,
-		"{prune: {sparsity: 0.5, method: wonda}}":                            `steps[0].prune.method: "wonda" is not known; did you mean "wanda"? (one of admm, sparsegpt, wanda, magnitude)`,
+		"{prune: {sparsity: 0.5, method: wonda}}":                            `steps[0].prune.method: "wonda" is not known; did you mean "wanda"? (one of admm, sparsegpt, saliency, wanda, magnitude)`,
 		"{prune: {sparsity: 0.5, pattern: 4:2}}":                             `steps[0].prune.pattern: is "4:2", want 1 ≤ N < M`,
 		"{prune: {sparsity: 0.5, pattern: diagonal}}":                        `steps[0].prune.pattern: is "diagonal", want "unstructured", N:M as in "2:4", or "block RxC" as in "block 4x4"`,
 		"{prune: {sparsity: 0.5, pattern: block 1x1}}":                       `steps[0].prune.pattern: is "block 1x1", want unstructured`,

@@ -31,6 +31,7 @@ func main() {
 	list := flag.String("methods", methods.Default, "entries of label=keys of the quantize step, divided by ;")
 	flag.StringVar(&b.only, "only", "", `run only settings whose name, such as "3 bits, GPTQ, aligned", holds this`)
 	flag.IntVar(&b.draws, "draws", 1, "calibration draws: 1 takes the first 1,024 images, N > 1 draws them with seeds 1 to N")
+	flag.IntVar(&b.samples, "samples", 1024, "calibration images")
 	flag.BoolVar(&b.tune, "tune", false, "evaluate on the last 1,017 images of train5085 in place of the test images, to choose defaults by")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -43,7 +44,7 @@ func main() {
 
 type runner struct {
 	data, only, model, temp string
-	draws, count            int
+	draws, count, samples   int
 	tune                    bool
 }
 
@@ -106,9 +107,9 @@ func (b *runner) row(ctx context.Context, bits int, m methods.Method) error {
 
 func (b *runner) run(ctx context.Context, step string, bits, draw, workers int) (*record.Run, error) {
 	train, test := filepath.Join(b.data, "cifar10", "train5085.bin"), filepath.Join(b.data, "cifar10", "test1017.bin")
-	calibration := "subset: [0, 1024]"
+	calibration := fmt.Sprintf("subset: [0, %d]", b.samples)
 	if b.draws > 1 {
-		calibration = fmt.Sprintf("subset: [0, 4068], samples: 1024, seed: %d", draw+1)
+		calibration = fmt.Sprintf("subset: [0, 4068], samples: %d, seed: %d", b.samples, draw+1)
 	}
 	evaluation := fmt.Sprintf("data: %q", test)
 	if b.tune {

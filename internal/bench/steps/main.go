@@ -27,6 +27,7 @@ func main() {
 	list := flag.String("steps", "", "entries of label=list of steps, divided by ; with $X for the values of -over")
 	over := flag.String("over", "", "values of $X, divided by commas")
 	flag.IntVar(&b.draws, "draws", 1, "calibration draws: 1 takes the first samples, N > 1 draws them with seeds 1 to N")
+	flag.IntVar(&b.samples, "samples", 1024, "calibration images of a ResNet; language models take 128 documents")
 	flag.BoolVar(&b.tune, "tune", false, "evaluate on calibration data that is left out, to choose defaults by")
 	flag.StringVar(&b.sequential, "sequential", "value", "value, or none: every layer sees the original's inputs, so that methods' layer errors can be compared")
 	flag.Parse()
@@ -42,6 +43,7 @@ type runner struct {
 	data, model, temp string
 	sequential        string
 	draws, count      int
+	samples           int
 	tune              bool
 }
 
@@ -78,7 +80,7 @@ func (b *runner) subject() (model, calibration, evaluation string, err error) {
 	if b.tune {
 		evaluation = train + ", subset: [4068, 5085]"
 	}
-	return models[0], train + ", subset: [0, 4068], samples: 1024", evaluation, nil
+	return models[0], fmt.Sprintf("%s, subset: [0, 4068], samples: %d", train, b.samples), evaluation, nil
 }
 
 func (b *runner) bench(ctx context.Context, list string, over []string) (err error) {

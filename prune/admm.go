@@ -27,14 +27,6 @@ type ADMMOptions struct {
 // DefaultADMM are the published settings.
 func DefaultADMM() ADMMOptions { return ADMMOptions{Iterations: 20, Steps: 15, Rho: 1} }
 
-// FastADMM are settings for ADMM, and for the polish after it, that together reach
-// the published settings' error at sparsities of 0.5 and 0.7 in less than half of the
-// iterations: a smaller ρ finds better masks, and the polish does what the last
-// iterations are for. At 0.9 they end two percent above it.
-func FastADMM() (ADMMOptions, PolishOptions) {
-	return ADMMOptions{Iterations: 8, Steps: 9, Rho: 0.4}, PolishOptions{Tolerance: 1e-2, Iterations: 2}
-}
-
 // ADMM overwrites w, the target W̃ (out×in), with sparse weights Ŵ that make
 // tr((Ŵ−W̃)A(Ŵ−W̃)ᵀ) small, and returns the survivors (arXiv 2401.02938,
 // algorithms 1 and 2). A (in×in, left as it is) is symmetric positive definite,

@@ -54,7 +54,7 @@ func Sparsity() Options {
 }
 
 // Quantization returns the published options for bit widths, from a uniform one. For
-// a budget between two of them the paper tries random candidates as well: set Random
+// a budget between two of them the paper starts from the best of random ones: set Random
 // and RandomSamples.
 func Quantization() Options {
 	return Options{

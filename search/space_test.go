@@ -80,8 +80,11 @@ func TestSpaceErrors(t *testing.T) {
 // Kinds: a step goes to the next level of each, and either way at equal cost.
 func TestStepsOverKinds(t *testing.T) {
 	g := Gene{Name: "a", Levels: []Level{
-		{Name: "q8", Kind: "q", Bytes: 8}, {Name: "q4", Kind: "q", Bytes: 4}, {Name: "q2", Kind: "q", Bytes: 2},
-		{Name: "p4", Kind: "p", Bytes: 4}, {Name: "p3", Kind: "p", Bytes: 3},
+		{Name: "q8", Kind: "q", Bytes: 8},
+		{Name: "q4", Kind: "q", Bytes: 4},
+		{Name: "q2", Kind: "q", Bytes: 2},
+		{Name: "p4", Kind: "p", Bytes: 4},
+		{Name: "p3", Kind: "p", Bytes: 3},
 	}}
 	s := mustSpace(t, []Gene{g}, Budget{Bytes: 8})
 	want := map[int]steps{

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/linalg"
+	"github.com/fettle-dev/fettle/layer"
 )
 
 // ternary rounds each row to −s, 0 and s, s being the row's mean magnitude: a
@@ -18,11 +19,11 @@ func ternary(_ context.Context, w blas64.General) (blas64.General, error) {
 	q := linalg.Clone(w)
 	for i := range q.Rows {
 		mean := 0.0
-		for _, v := range row(q, i) {
+		for _, v := range linalg.Row(q, i) {
 			mean += math.Abs(v) / float64(q.Cols)
 		}
-		for j, v := range row(q, i) {
-			row(q, i)[j] = 1.5 * mean * max(-1, min(1, math.RoundToEven(v/(1.5*mean))))
+		for j, v := range linalg.Row(q, i) {
+			linalg.Row(q, i)[j] = 1.5 * mean * max(-1, min(1, math.RoundToEven(v/(1.5*mean))))
 		}
 	}
 	return q, nil
@@ -92,7 +93,7 @@ func TestAlternateUndoesAndFails(t *testing.T) {
 	if !errors.Is(err, failure) || term != nil {
 		t.Errorf("error %v", err)
 	}
-	var in *InputError
+	var in *layer.InputError
 	_, _, _, err = Alternate(ctx, nil, "a", target, current, s, func(context.Context, blas64.General) (blas64.General, error) {
 		return s, nil
 	}, o)

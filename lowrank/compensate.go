@@ -34,7 +34,7 @@ type Result struct {
 // bytes depend on the input and the options alone, not on the pool, which may be
 // nil. The rank is o.Rank, or the smaller side of the weight where that is less.
 //
-// Errors: *OptionError, *InputError for shapes that do not fit, for what is not
+// Errors: *OptionError, *layer.InputError for shapes that do not fit, for what is not
 // finite, for an S that is seen not to be semidefinite and for factors beyond
 // their type, and the context's error soon after it is cancelled.
 //
@@ -84,7 +84,7 @@ func (w *problem) factors(ctx context.Context, by route, r int) (bt, a blas64.Ge
 	}
 	bt = linalg.NewGeneral(r, u.Rows)
 	for i := range u.Rows {
-		for j, v := range row(u, i) {
+		for j, v := range linalg.Row(u, i) {
 			bt.Data[j*bt.Stride+i] = v
 		}
 	}

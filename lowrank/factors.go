@@ -17,16 +17,16 @@ import (
 // component without effect become 0.
 func balance(bt, a blas64.General) {
 	for i := range a.Rows {
-		root := math.Sqrt(blas64.Nrm2(blas64.Vector{N: a.Cols, Inc: 1, Data: row(a, i)}))
+		root := math.Sqrt(blas64.Nrm2(blas64.Vector{N: a.Cols, Inc: 1, Data: linalg.Row(a, i)}))
 		inverse := 0.0
 		if root > 0 {
 			inverse = 1 / root
 		}
-		for j := range row(bt, i) {
-			row(bt, i)[j] *= root
+		for j := range linalg.Row(bt, i) {
+			linalg.Row(bt, i)[j] *= root
 		}
-		for j := range row(a, i) {
-			row(a, i)[j] *= inverse
+		for j := range linalg.Row(a, i) {
+			linalg.Row(a, i)[j] *= inverse
 		}
 	}
 }
@@ -91,14 +91,14 @@ func (w *problem) store(ctx context.Context, m blas64.General) (layer.Factor, bl
 	err := w.pool.For(ctx, m.Rows, func(i int) error {
 		finite := false
 		if o.Bits == 0 {
-			finite = roundValues(f.Values[i*m.Cols:][:m.Cols], row(m, i), o.FactorType)
+			finite = roundValues(f.Values[i*m.Cols:][:m.Cols], linalg.Row(m, i), o.FactorType)
 		} else {
-			f.Grid.Scales[i], finite = findScale(row(m, i), o)
+			f.Grid.Scales[i], finite = findScale(linalg.Row(m, i), o)
 			lo, hi := f.Grid.Range()
-			vec.Round64(f.Codes[i*m.Cols:][:m.Cols], row(m, i), f.Grid.Scales[i], 0, lo, hi)
+			vec.Round64(f.Codes[i*m.Cols:][:m.Cols], linalg.Row(m, i), f.Grid.Scales[i], 0, lo, hi)
 		}
 		if !finite {
-			return &InputError{w.layer, "low-rank factor", "beyond the range of " + o.FactorType.String() + ": choose another factor type"}
+			return &layer.InputError{Layer: w.layer, What: "low-rank factor", Index: -1, Reason: "beyond the range of " + o.FactorType.String() + ": choose another factor type"}
 		}
 		return nil
 	})
@@ -152,7 +152,7 @@ func values(f *layer.Factor) blas64.General {
 	for i := range f.Rows {
 		f.Row(buf, i)
 		for j, v := range buf {
-			row(m, i)[j] = float64(v)
+			linalg.Row(m, i)[j] = float64(v)
 		}
 	}
 	return m

@@ -158,14 +158,14 @@ func TestRefitsAreLeastSquares(t *testing.T) {
 		}
 	}
 	// Equal rows of A leave B open: it stays near, and fits as well.
-	copy(row(a, 1), row(a, 0))
-	clear(row(a, 2))
+	copy(linalg.Row(a, 1), linalg.Row(a, 0))
+	clear(linalg.Row(a, 2))
 	x, err := w.refitB(ctx, bt, a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for j, v := range row(x, 2) {
-		near(t, "row of a component without effect", v, row(bt, 2)[j], 0)
+	for j, v := range linalg.Row(x, 2) {
+		near(t, "row of a component without effect", v, linalg.Row(bt, 2)[j], 0)
 	}
 	for _, v := range x.Data {
 		if math.Abs(v) > 10 {
@@ -180,23 +180,23 @@ func TestRefitsAreLeastSquares(t *testing.T) {
 func TestBalance(t *testing.T) {
 	bt, _ := draw(3, 3, 14, 1)
 	a, _ := draw(4, 3, 11, 1)
-	clear(row(a, 2))
+	clear(linalg.Row(a, 2))
 	for i := range 3 { // rows of length 1
-		n := norm(row(bt, i))
-		for j := range row(bt, i) {
-			row(bt, i)[j] /= n
+		n := norm(linalg.Row(bt, i))
+		for j := range linalg.Row(bt, i) {
+			linalg.Row(bt, i)[j] /= n
 		}
 	}
 	before := product(bt, a)
-	lengths := norm(row(a, 0))
+	lengths := norm(linalg.Row(a, 0))
 	balance(bt, a)
 	after := product(bt, a)
 	for i := range before.Data {
 		near(t, "BA", after.Data[i], before.Data[i], 1e-15)
 	}
-	near(t, "length of B's row", norm(row(bt, 0)), math.Sqrt(lengths), 1e-14)
-	near(t, "length of A's row", norm(row(a, 0)), math.Sqrt(lengths), 1e-14)
-	near(t, "length of a row without effect", norm(row(bt, 2)), 0, 0)
+	near(t, "length of B's row", norm(linalg.Row(bt, 0)), math.Sqrt(lengths), 1e-14)
+	near(t, "length of A's row", norm(linalg.Row(a, 0)), math.Sqrt(lengths), 1e-14)
+	near(t, "length of a row without effect", norm(linalg.Row(bt, 2)), 0, 0)
 }
 
 func norm(x []float64) float64 {

@@ -14,7 +14,7 @@ import (
 func matrix(rows ...[]float64) blas64.General {
 	m := linalg.NewGeneral(len(rows), len(rows[0]))
 	for i, r := range rows {
-		copy(row(m, i), r)
+		copy(linalg.Row(m, i), r)
 	}
 	return m
 }

@@ -162,8 +162,8 @@ func (w *problem) eigenRooted(ctx context.Context) (blas64.General, error) {
 		values[j] = math.Sqrt(max(0, v))
 	}
 	for i := range t.Rows {
-		for j := range row(t, i) {
-			row(t, i)[j] *= values[j]
+		for j := range linalg.Row(t, i) {
+			linalg.Row(t, i)[j] *= values[j]
 		}
 	}
 	return w.mul(ctx, blas.NoTrans, blas.NoTrans, w.dw, t)
@@ -177,8 +177,8 @@ func (w *problem) scaled(a blas64.General, f func(float64) float64) blas64.Gener
 	}
 	a = linalg.Clone(a)
 	for i := range a.Rows {
-		for j := range row(a, i) {
-			row(a, i)[j] *= by[j]
+		for j := range linalg.Row(a, i) {
+			linalg.Row(a, i)[j] *= by[j]
 		}
 	}
 	return a
@@ -200,7 +200,7 @@ func mean(a blas64.General) {
 func last(a blas64.General, r int) blas64.General {
 	u := linalg.NewGeneral(a.Rows, r)
 	for i := range a.Rows {
-		from, to := row(a, i), row(u, i)
+		from, to := linalg.Row(a, i), linalg.Row(u, i)
 		for j := range to {
 			to[j] = from[a.Cols-1-j]
 		}

@@ -398,7 +398,7 @@ func TestErrorsOfInput(t *testing.T) {
 		"factors' range":   {large, dw, s},
 	} {
 		_, _, err := Compensate(ctx, nil, "conv1", c.target, c.current, c.s, Options{Rank: 1})
-		var in *InputError
+		var in *layer.InputError
 		if !errors.As(err, &in) || in.Layer != "conv1" {
 			t.Errorf("%s: error %v", name, err)
 		}
@@ -462,7 +462,7 @@ func TestStrides(t *testing.T) {
 			b.Data[i] = math.NaN()
 		}
 		for i := range a.Rows {
-			copy(row(b, i), row(a, i))
+			copy(linalg.Row(b, i), linalg.Row(a, i))
 		}
 		return b
 	}

@@ -123,17 +123,6 @@ func (o Options) ComponentBytes(out, in int) int64 {
 	return packed(out) + packed(in) + 2*int64(o.FactorType.Size())
 }
 
-// InputError names what of a layer no low-rank term can be found for.
-type InputError struct {
-	Layer  string
-	What   string // e.g. "S"
-	Reason string
-}
-
-func (e *InputError) Error() string {
-	return fmt.Sprintf("layer %s: %s: %s", e.Layer, e.What, e.Reason)
-}
-
 // GroupsError says that a layer is a grouped convolution, whose weight a single
 // low-rank term does not fit.
 type GroupsError struct {

@@ -13,6 +13,7 @@ import (
 	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/vec"
+	"github.com/fettle-dev/fettle/layer"
 )
 
 // problem is the error of one layer and its metric. Factors have one row for each
@@ -38,16 +39,16 @@ func newProblem(ctx context.Context, p *pool.Pool, name string, target, current,
 	out, in := target.Rows, target.Cols
 	switch {
 	case out < 1 || in < 1 || !holds(target):
-		return nil, &InputError{name, "target", fmt.Sprintf("%s: want at least one row and one column", form(target))}
+		return nil, &layer.InputError{Layer: name, What: "target", Index: -1, Reason: fmt.Sprintf("%s: want at least one row and one column", form(target))}
 	case current.Rows != out || current.Cols != in || !holds(current):
-		return nil, &InputError{name, "compressed weight", fmt.Sprintf("%s for a target of %d×%d", form(current), out, in)}
+		return nil, &layer.InputError{Layer: name, What: "compressed weight", Index: -1, Reason: fmt.Sprintf("%s for a target of %d×%d", form(current), out, in)}
 	case s.Rows != in || s.Cols != in || !holds(s):
-		return nil, &InputError{name, "S", fmt.Sprintf("%s for %d inputs", form(s), in)}
+		return nil, &layer.InputError{Layer: name, What: "S", Index: -1, Reason: fmt.Sprintf("%s for %d inputs", form(s), in)}
 	}
 	w := &problem{pool: p, layer: name, s: s, o: o, dw: linalg.NewGeneral(out, in), product: linalg.NewGeneral(out, in)}
 	if err := p.For(ctx, out, func(i int) error {
-		d, c := row(w.dw, i), row(current, i)
-		for j, v := range row(target, i) {
+		d, c := linalg.Row(w.dw, i), linalg.Row(current, i)
+		for j, v := range linalg.Row(target, i) {
 			d[j] = v - c[j]
 		}
 		return nil
@@ -59,15 +60,15 @@ func newProblem(ctx context.Context, p *pool.Pool, name string, target, current,
 	}
 	size := 0.0
 	for i := range out {
-		e := vec.Dot64(row(w.dw, i), row(w.product, i))
+		e := vec.Dot64(linalg.Row(w.dw, i), linalg.Row(w.product, i))
 		w.energy += e
 		size += math.Abs(e)
 	}
 	if math.IsNaN(size) || math.IsInf(size, 0) {
-		return nil, &InputError{name, "error of the compressed weight", "not finite: the weights or S hold a NaN, an infinity, or numbers too large to square"}
+		return nil, &layer.InputError{Layer: name, What: "error of the compressed weight", Index: -1, Reason: "not finite: the weights or S hold a NaN, an infinity, or numbers too large to square"}
 	}
 	if w.energy < -1e-9*size {
-		return nil, &InputError{name, "S", fmt.Sprintf("not positive semidefinite: the compressed weight has the error %g", w.energy)}
+		return nil, &layer.InputError{Layer: name, What: "S", Index: -1, Reason: fmt.Sprintf("not positive semidefinite: the compressed weight has the error %g", w.energy)}
 	}
 	w.energy = max(0, w.energy)
 	switch o.Method {
@@ -89,8 +90,6 @@ func holds(a blas64.General) bool {
 func form(a blas64.General) string {
 	return fmt.Sprintf("%d×%d with stride %d in %d values", a.Rows, a.Cols, a.Stride, len(a.Data))
 }
-
-func row(a blas64.General, i int) []float64 { return a.Data[i*a.Stride:][:a.Cols] }
 
 // mul returns op(A)·op(B).
 func (w *problem) mul(ctx context.Context, tA, tB blas.Transpose, a, b blas64.General) (blas64.General, error) {
@@ -130,7 +129,7 @@ func (w *problem) error(ctx context.Context, bt, a blas64.General) (float64, err
 	}
 	e := w.energy
 	for i := range bt.Rows {
-		e += vec.Dot64(row(bb, i), row(gram, i)) - 2*vec.Dot64(row(bt, i), row(cross, i))
+		e += vec.Dot64(linalg.Row(bb, i), linalg.Row(gram, i)) - 2*vec.Dot64(linalg.Row(bt, i), linalg.Row(cross, i))
 	}
 	return max(0, e), nil
 }
@@ -205,8 +204,8 @@ func (w *problem) solveNear(ctx context.Context, gram, rhs, start blas64.General
 		}
 	}
 	for i := range rhs.Rows {
-		for j, v := range row(start, i) {
-			row(rhs, i)[j] += v
+		for j, v := range linalg.Row(start, i) {
+			linalg.Row(rhs, i)[j] += v
 		}
 	}
 	return rhs, nil

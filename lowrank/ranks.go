@@ -8,6 +8,7 @@ import (
 	"gonum.org/v1/gonum/blas/blas64"
 
 	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/linalg"
 	"github.com/fettle-dev/fettle/internal/pool"
 	"github.com/fettle-dev/fettle/internal/vec"
 )
@@ -48,12 +49,12 @@ func NewSpectrum(ctx context.Context, p *pool.Pool, name string, target, current
 	}
 	sp := Spectrum{Layer: name, Values: make([]float64, r), Bytes: o.ComponentBytes(out, in)}
 	for i := range r {
-		sp.Values[i] = max(0, vec.Dot64(row(u, i), row(a, i)))
+		sp.Values[i] = max(0, vec.Dot64(linalg.Row(u, i), linalg.Row(a, i)))
 	}
 	// An iteration's vectors need not come in the very order of their values.
 	slices.SortFunc(sp.Values, func(a, b float64) int { return cmp.Compare(b, a) })
 	for i := range out {
-		sp.Trace += vec.Dot64(row(w.dw, i), row(w.weighted, i))
+		sp.Trace += vec.Dot64(linalg.Row(w.dw, i), linalg.Row(w.weighted, i))
 	}
 	sp.Trace = max(0, sp.Trace)
 	return sp, nil

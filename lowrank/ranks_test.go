@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
+	"github.com/fettle-dev/fettle/layer"
 )
 
 func gain(spectra []Spectrum, ranks []int) (sum float64, bytes int64) {
@@ -140,7 +141,7 @@ func TestSpectrumIsWhatRanksTakeOff(t *testing.T) {
 	if _, err := NewSpectrum(ctx, nil, "fc", dw, dw, s, 0, Options{}); !errors.As(err, &e) || e.Field != "Rank" {
 		t.Errorf("no rank: %v", err)
 	}
-	var in *InputError
+	var in *layer.InputError
 	if _, err := NewSpectrum(ctx, nil, "fc", dw, s, s, 1, Options{}); !errors.As(err, &in) {
 		t.Errorf("shapes: %v", err)
 	}

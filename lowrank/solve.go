@@ -31,7 +31,7 @@ type Again func(ctx context.Context, target blas64.General) (*layer.Solution, er
 // Options.Alternations only; the solution returned is s itself, changed, or one
 // that again returned.
 //
-// Errors: *OptionError, *InputError, *GroupsError, and again's. Cost: that of
+// Errors: *OptionError, *layer.InputError, *GroupsError, and again's. Cost: that of
 // Compensate, 2·out·in² for alignment where the streams differ, and out·in² to
 // measure.
 func Solve(ctx context.Context, p *pool.Pool, f *gram.Factors, prob *layer.Problem, s *layer.Solution, aim Aim, again Again, o Options) (*layer.Solution, Result, error) {
@@ -78,11 +78,11 @@ func system(ctx context.Context, p *pool.Pool, f *gram.Factors, prob *layer.Prob
 		return nil, none, none, err
 	}
 	if prob.Moments == nil || prob.Moments != f.Moments() {
-		return nil, none, none, &InputError{prob.Layer, "moments", "there are none, or not those of the factors"}
+		return nil, none, none, &layer.InputError{Layer: prob.Layer, What: "moments", Index: -1, Reason: "there are none, or not those of the factors"}
 	}
 	kind := gram.Kind{Damping: aim.Damping, Centred: aim.Centre}
 	if kind.Damping == 0 {
-		kind.Damping = 0.01
+		kind.Damping = gram.DefaultDamping
 	}
 	t, err := f.Target(ctx, p, prob, kind, aim.Residual)
 	if err != nil {
@@ -124,7 +124,7 @@ func measure(ctx context.Context, t *gram.Target, s *layer.Solution, aim Aim) er
 	}
 	for _, v := range append([]float64{s.Errors.Solved}, s.Bias...) {
 		if math.IsNaN(v) || math.IsInf(v, 0) {
-			return &InputError{s.Layer, "moments", "too large: float64 overflows"}
+			return &layer.InputError{Layer: s.Layer, What: "moments", Index: -1, Reason: "too large: float64 overflows"}
 		}
 	}
 	return nil

@@ -54,7 +54,7 @@ func newLayer(seed uint64, out, in int, mismatch float64) (*layer.Problem, input
 	energy := make([]float64, out)
 	for r := range energy {
 		for i := range samples {
-			y := apply(w.Data[r*in:][:in], row(x, i))
+			y := apply(w.Data[r*in:][:in], linalg.Row(x, i))
 			energy[r] += y * y
 		}
 	}
@@ -65,7 +65,7 @@ func newLayer(seed uint64, out, in int, mismatch float64) (*layer.Problem, input
 func transpose(a blas64.General) blas64.General {
 	t := linalg.NewGeneral(a.Cols, a.Rows)
 	for i := range a.Rows {
-		for j, v := range row(a, i) {
+		for j, v := range linalg.Row(a, i) {
 			t.Data[j*t.Stride+i] = v
 		}
 	}
@@ -88,7 +88,7 @@ func (d inputs) direct(prob *layer.Problem, s *layer.Solution, centred bool) (su
 	for r := range s.Rows {
 		var square, mean float64
 		for i := range d.x.Rows {
-			e := apply(prob.Weight.Data[r*n:][:n], row(d.x, i)) - apply(weight[r*n:][:n], row(d.xt, i))
+			e := apply(prob.Weight.Data[r*n:][:n], linalg.Row(d.x, i)) - apply(weight[r*n:][:n], linalg.Row(d.xt, i))
 			square, mean = square+e*e, mean+e/float64(d.x.Rows)
 		}
 		means = append(means, mean)
@@ -172,7 +172,7 @@ func TestSolveRefuses(t *testing.T) {
 	if _, _, err := Solve(ctx, nil, f, &grouped, s, Aim{}, nil, Options{Rank: 1}); !errors.As(err, &groups) {
 		t.Errorf("groups: %v", err)
 	}
-	var input *InputError
+	var input *layer.InputError
 	if _, _, err := Solve(ctx, nil, gram.NewFactors(nil), prob, s, Aim{}, nil, Options{Rank: 1}); !errors.As(err, &input) {
 		t.Errorf("other moments: %v", err)
 	}

@@ -155,7 +155,7 @@ func newScaling(a, w blas64.General) scaling {
 	}
 	most := 0.0
 	for r := range w.Rows {
-		for j, v := range row64(w, r) {
+		for j, v := range linalg.Row(w, r) {
 			most = max(most, math.Abs(v)*s.norm[j])
 		}
 	}
@@ -169,8 +169,8 @@ func newScaling(a, w blas64.General) scaling {
 // matrix writes the scaled A + ρI to dst.
 func (s *scaling) matrix(ctx context.Context, p *pool.Pool, dst, a blas64.General, rho float64) error {
 	return forRows(ctx, p, a.Rows, a.Cols, func(i int) error {
-		row := row64(dst, i)
-		for j, v := range row64(a, i) {
+		row := linalg.Row(dst, i)
+		for j, v := range linalg.Row(a, i) {
 			row[j] = v / s.norm[i] / s.norm[j]
 		}
 		row[i] = 1 + rho
@@ -199,7 +199,7 @@ func packed(ctx context.Context, p *pool.Pool, a blas64.General) (*blas.PackedB,
 	b := new32(a.Rows, a.Cols)
 	err := forRows(ctx, p, a.Rows, a.Cols, func(i int) error {
 		row := matrixRow(b, i)
-		for j, v := range row64(a, i) {
+		for j, v := range linalg.Row(a, i) {
 			row[j] = float32(v)
 		}
 		return nil
@@ -214,7 +214,7 @@ func packed(ctx context.Context, p *pool.Pool, a blas64.General) (*blas.PackedB,
 func (s *scaling) in(ctx context.Context, p *pool.Pool, dst blas32.General, w blas64.General) error {
 	return forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
 		row := matrixRow(dst, r)
-		for j, v := range row64(w, r) {
+		for j, v := range linalg.Row(w, r) {
 			row[j] = float32(v * s.norm[j] / s.unit)
 		}
 		return nil
@@ -224,7 +224,7 @@ func (s *scaling) in(ctx context.Context, p *pool.Pool, dst blas32.General, w bl
 // out writes the survivors of v to w as they were before scaling.
 func (s *scaling) out(ctx context.Context, p *pool.Pool, w blas64.General, v blas32.General, mask *layer.Mask) error {
 	return forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
-		row := row64(w, r)
+		row := linalg.Row(w, r)
 		for j, x := range matrixRow(v, r) {
 			row[j] = 0
 			if mask.At(r, j) {
@@ -238,8 +238,6 @@ func (s *scaling) out(ctx context.Context, p *pool.Pool, w blas64.General, v bla
 func new32(rows, cols int) blas32.General {
 	return blas32.General{Rows: rows, Cols: cols, Stride: cols, Data: make([]float32, rows*cols)}
 }
-
-func row64(m blas64.General, r int) []float64 { return m.Data[r*m.Stride:][:m.Cols] }
 
 // checkSystem reports an A, weights and mask that do not belong together, or that
 // are not finite.
@@ -258,7 +256,7 @@ func checkSystem(a, w blas64.General, mask *layer.Mask) error {
 		}
 	}
 	for r := range w.Rows {
-		for j, v := range row64(w, r) {
+		for j, v := range linalg.Row(w, r) {
 			if v-v != 0 {
 				return &ValueError{"weight", r, j, v, "a finite number"}
 			}

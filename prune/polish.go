@@ -90,7 +90,7 @@ func newPolisher(ctx context.Context, p *pool.Pool, a, target, w blas64.General,
 	}
 	for i := range b.Rows {
 		sum := 0.0
-		for _, v := range row64(b, i) {
+		for _, v := range linalg.Row(b, i) {
 			sum += math.Abs(v)
 		}
 		s.most = max(s.most, sum)
@@ -116,9 +116,9 @@ func (s *polisher) each(ctx context.Context, p *pool.Pool, do func(rows []int) e
 func (s *polisher) gradients(ctx context.Context, rows []int, diff, grad blas64.General) error {
 	diff.Rows, grad.Rows = len(rows), len(rows)
 	for i, r := range rows {
-		d := row64(diff, i)
-		copy(d, row64(s.target, r))
-		vec.Axpy64(-1, row64(s.w, r), d)
+		d := linalg.Row(diff, i)
+		copy(d, linalg.Row(s.target, r))
+		vec.Axpy64(-1, linalg.Row(s.w, r), d)
 	}
 	return blas.Gemm64(ctx, nil, blas.NoTrans, blas.NoTrans, 1, diff, s.a, 0, grad)
 }
@@ -142,15 +142,15 @@ func (s *polisher) run(ctx context.Context, from int, rows []int) error {
 		}
 		going := rows[:0]
 		for i, r := range rows {
-			e := vec.Dot64(row64(diff, i), row64(grad, i))
+			e := vec.Dot64(linalg.Row(diff, i), linalg.Row(grad, i))
 			if !first && !(e < s.damped[r]) {
-				copy(row64(s.w, r), row64(best, r-from))
+				copy(linalg.Row(s.w, r), linalg.Row(best, r-from))
 				continue
 			}
-			copy(row64(best, r-from), row64(s.w, r))
+			copy(linalg.Row(best, r-from), linalg.Row(s.w, r))
 			s.damped[r] = e
 			slot := len(going)
-			inside, all := s.start(cg, slot, row64(grad, i), r)
+			inside, all := s.start(cg, slot, linalg.Row(grad, i), r)
 			if left[r-from] > 0 && inside > s.o.Tolerance*all {
 				cg.begin(slot, left[r-from], inside, max(s.o.Tolerance*all/inside, polishInner))
 				going = append(going, r)
@@ -162,7 +162,7 @@ func (s *polisher) run(ctx context.Context, from int, rows []int) error {
 		}
 		going = rows[:0]
 		for i, r := range rows {
-			w := row64(s.w, r)
+			w := linalg.Row(s.w, r)
 			left[r-from] -= cg.used[i]
 			for j, x := range matrixRow(cg.x, i) {
 				w[j] += float64(x) * cg.length[i] * s.unit / s.norm[j]

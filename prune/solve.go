@@ -77,7 +77,7 @@ func (o Options) WithDefaults() Options {
 		o.Scope = PerLayer
 	}
 	if o.Damping == 0 && o.usesDamping() {
-		o.Damping = 0.01
+		o.Damping = gram.DefaultDamping
 	}
 	if o.Method == ByADMM && o.ADMM == (ADMMOptions{}) {
 		o.ADMM = DefaultADMM()
@@ -152,7 +152,7 @@ func (o Options) Check() error {
 func (o Options) kind() gram.Kind {
 	damping := o.Damping
 	if damping == 0 {
-		damping = 0.01
+		damping = gram.DefaultDamping
 	}
 	return gram.Kind{Damping: damping, Centred: o.Centre}
 }
@@ -266,6 +266,11 @@ func (s *solver) prune(ctx context.Context) error {
 				return err
 			}
 			s.solution.Errors.Damping = max(s.solution.Errors.Damping, s.Grams[g].Damping)
+		}
+		if d := s.solution.Errors.Damping; d > s.o.Damping {
+			s.solution.Fallbacks = append(s.solution.Fallbacks, layer.Fallback{
+				Asked: fmt.Sprintf("damping %g", s.o.Damping), Got: fmt.Sprintf("damping %g", d), Reason: "H + λI was not positive definite with less",
+			})
 		}
 	}
 	if s.o.Survivors == 0 {

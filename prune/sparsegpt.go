@@ -66,7 +66,7 @@ func SparseGPT(ctx context.Context, p *pool.Pool, upper blas64.General, order []
 		mask: layer.NewMask(w.Rows, w.Cols), damped: make([]float64, w.Rows),
 	}
 	err := forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
-		row, from := row64(s.w, r), row64(w, r)
+		row, from := linalg.Row(s.w, r), linalg.Row(w, r)
 		for i := range row {
 			row[i] = from[s.input(i)]
 			if s.given {
@@ -83,7 +83,7 @@ func SparseGPT(ctx context.Context, p *pool.Pool, upper blas64.General, order []
 	}
 	mask := layer.NewMask(w.Rows, w.Cols)
 	err = forRows(ctx, p, w.Rows, w.Cols, func(r int) error {
-		row, to := row64(s.w, r), row64(w, r)
+		row, to := linalg.Row(s.w, r), linalg.Row(w, r)
 		for i, v := range row {
 			to[s.input(i)] = v
 			mask.Set(r, s.input(i), s.mask.At(r, i))
@@ -162,7 +162,7 @@ func (s *pass) run(ctx context.Context) error {
 				}
 			}
 			for r := from; r < to; r++ {
-				e := row64(s.errs, r)[:end-start]
+				e := linalg.Row(s.errs, r)[:end-start]
 				s.damped[r] += vec.Dot64(e, e)
 			}
 			return nil
@@ -192,7 +192,7 @@ func (s *pass) feed(ctx context.Context, p *pool.Pool, from, to, errs, start, st
 // runRow takes row r through inputs from … to−1 of the block that begins at
 // start.
 func (s *pass) runRow(r, start, from, to int) {
-	w, errs := row64(s.w, r), row64(s.errs, r)
+	w, errs := linalg.Row(s.w, r), linalg.Row(s.errs, r)
 	for i := from; i < to; i++ {
 		if s.Pattern.M > 0 && i%s.Pattern.M == 0 {
 			s.chooseGroup(w, r, i, min(i+s.Pattern.M, len(w)))
@@ -219,7 +219,7 @@ func (s *pass) runRow(r, start, from, to int) {
 func (s *pass) chooseBlock(ctx context.Context, start, end int) error {
 	most := 0.0
 	for r := range s.w.Rows {
-		for i, v := range row64(s.w, r)[start:end] {
+		for i, v := range linalg.Row(s.w, r)[start:end] {
 			most = max(most, math.Abs(v)/s.upper.Data[(start+i)*(s.upper.Stride+1)])
 		}
 	}
@@ -227,7 +227,7 @@ func (s *pass) chooseBlock(ctx context.Context, start, end int) error {
 	scale := math.Ldexp(1, -min(max(exp, -1000), 1000))
 	scores := new32(s.w.Rows, end-start)
 	err := forRows(ctx, s.pool, s.w.Rows, end-start, func(r int) error {
-		row, w := matrixRow(scores, r), row64(s.w, r)[start:end]
+		row, w := matrixRow(scores, r), linalg.Row(s.w, r)[start:end]
 		for i := range row {
 			row[i] = float32(w[i] / s.upper.Data[(start+i)*(s.upper.Stride+1)] * scale)
 		}

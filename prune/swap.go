@@ -132,9 +132,9 @@ func (s *swapper) run(ctx context.Context, rows []int) error {
 		going := rows[:0]
 		for i, r := range rows {
 			before[r-from] = s.damped[r]
-			copy(row64(weights, r-from), row64(s.w, r))
+			copy(linalg.Row(weights, r-from), linalg.Row(s.w, r))
 			copy(masks.Row(r-from), s.mask.Row(r))
-			if made := s.row(t, r, row64(grad, i)); made > 0 {
+			if made := s.row(t, r, linalg.Row(grad, i)); made > 0 {
 				s.swaps[r] += made
 				going = append(going, r)
 			}
@@ -149,7 +149,7 @@ func (s *swapper) run(ctx context.Context, rows []int) error {
 				continue
 			}
 			s.damped[r] = before[r-from] // by rounding only
-			copy(row64(s.w, r), row64(weights, r-from))
+			copy(linalg.Row(s.w, r), linalg.Row(weights, r-from))
 			copy(s.mask.Row(r), masks.Row(r-from))
 		}
 	}
@@ -165,11 +165,11 @@ type swap struct {
 // row makes swaps in one row, whose gradient it may overwrite, and returns how
 // many. t is nil where swaps are judged with the other survivors as they are.
 func (s *swapper) row(t *tableau, r int, grad []float64) (made int) {
-	w := row64(s.w, r)
+	w := linalg.Row(s.w, r)
 	damped := s.damped[r]
 	unit := s.scaling.unit
 	if t != nil {
-		t.begin(s.unit, s.inverse, row64(s.goal, r), row64(s.products, r), s.mask, r)
+		t.begin(s.unit, s.inverse, linalg.Row(s.goal, r), linalg.Row(s.products, r), s.mask, r)
 	}
 	for ; made < len(w); made++ {
 		var best swap
@@ -187,8 +187,8 @@ func (s *swapper) row(t *tableau, r int, grad []float64) (made int) {
 			t.sweep(best.out)
 			t.sweep(best.in)
 		} else {
-			vec.Axpy64(w[best.out], row64(s.a, best.out), grad)
-			vec.Axpy64(-best.value, row64(s.a, best.in), grad)
+			vec.Axpy64(w[best.out], linalg.Row(s.a, best.out), grad)
+			vec.Axpy64(-best.value, linalg.Row(s.a, best.in), grad)
 			w[best.out], w[best.in] = 0, best.value
 		}
 		s.mask.Set(r, best.out, false)
@@ -247,7 +247,7 @@ func (s *swapper) cost(out int, w, grad []float64) float64 {
 // try takes into best the best swap of a survivor with the pruned inputs from …
 // to−1.
 func (s *swapper) try(best *swap, r, out, from, to int, w, grad []float64) {
-	cost, a := s.cost(out, w, grad), row64(s.a, out)
+	cost, a := s.cost(out, w, grad), linalg.Row(s.a, out)
 	for in := from; in < to; in++ {
 		g := (grad[in] + w[out]*a[in]) / s.norm[in]
 		if delta := cost - g*g; delta < best.delta && !s.mask.At(r, in) {

@@ -55,18 +55,18 @@ func (t *tableau) begin(a, inverse blas64.General, target, b []float64, mask *la
 
 // sweep takes input k in, or out where it is in.
 func (t *tableau) sweep(k int) {
-	copy(t.row, row64(t.m, k))
+	copy(t.row, linalg.Row(t.m, k))
 	d, u := t.row[k], t.u[k]
 	for i, v := range t.row {
 		if i != k && v != 0 {
-			vec.Axpy64(-v/d, t.row, row64(t.m, i))
+			vec.Axpy64(-v/d, t.row, linalg.Row(t.m, i))
 			t.u[i] -= v / d * u
 		}
 	}
 	if t.inside[k] {
 		d = -d
 	}
-	own := row64(t.m, k)
+	own := linalg.Row(t.m, k)
 	for i, v := range t.row {
 		own[i] = v / d
 		t.m.Data[i*t.m.Stride+k] = v / d
@@ -88,7 +88,7 @@ func (t *tableau) best(m int) (best swap) {
 		if m > 0 {
 			from, to = out/m*m, min(out/m*m+m, n)
 		}
-		row := row64(t.m, out)
+		row := linalg.Row(t.m, out)
 		d, u := row[out], t.u[out]
 		cost, ratio := -u*u/d, u/d
 		for in := from; in < to; in++ {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fettle-dev/fettle/internal/gram"
 	"github.com/fettle-dev/fettle/layer"
 )
 
@@ -144,7 +145,7 @@ func (o Options) SampleRows() int {
 }
 
 // DefaultDamping is Options.Damping where it is 0 and used.
-const DefaultDamping = 0.01
+const DefaultDamping = gram.DefaultDamping
 
 var defaultAdaRound = AdaRoundOptions{
 	Steps: 400, LearningRate: 0.05, Lambda: 0.05, Warmup: 0.2, BetaStart: 20, BetaEnd: 2,

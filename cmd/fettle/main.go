@@ -28,6 +28,7 @@ import (
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/pipeline"
+	"github.com/fettle-dev/fettle/prune"
 )
 
 // version is set by the Makefile; a plain go build leaves it to the module's
@@ -118,10 +119,10 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	case errors.Is(err, errBudget):
 		return exitBudget
-	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*model.OptionError](err),
+	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*model.OptionError](err), is[*prune.AllocationError](err), errors.Is(err, prune.ErrImpossible),
 		is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
 		return exitUsage
-	case is[*loader.FormatError](err), is[*layer.InputError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
+	case is[*loader.FormatError](err), is[*layer.InputError](err), is[*prune.ValueError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
 		is[*dataset.Error](err), is[*evaluate.Error](err), is[*export.TensorError](err), is[*gate.InputError](err),
 		is[*pipeline.InputError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err), is[*scratch.Error](err),
 		is[*fs.PathError](err):

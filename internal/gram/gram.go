@@ -31,6 +31,9 @@ type Factors struct {
 	made    map[Kind][]Gram
 }
 
+// DefaultDamping is λ relative to the mean of H's diagonal where a recipe names none.
+const DefaultDamping = 0.01
+
 // Kind tells factorizations of the same H apart.
 type Kind struct {
 	Damping float64 // λ relative to the mean of H's diagonal

@@ -27,7 +27,7 @@ func Cholesky(ctx context.Context, p *pool.Pool, a blas64.General) error {
 		return err
 	}
 	for i := range n {
-		clear(row(a, i)[i+1:])
+		clear(Row(a, i)[i+1:])
 	}
 	return ctx.Err()
 }
@@ -64,7 +64,7 @@ func half(n int) int { return (n/block + 1) / 2 * block }
 func choleskyCorner(a blas64.General, pivot int, diagonal []float64) error {
 	rounding := float64(len(diagonal)) * 0x1p-52
 	for j := range a.Rows {
-		rj := row(a, j)
+		rj := Row(a, j)
 		d := rj[j] - dot(rj[:j], rj)
 		if !(d > rounding*diagonal[pivot+j]) || math.IsInf(d, 1) {
 			return &PivotError{Pivot: pivot + j, Value: d}
@@ -72,7 +72,7 @@ func choleskyCorner(a blas64.General, pivot int, diagonal []float64) error {
 		d = math.Sqrt(d)
 		rj[j] = d
 		for i := j + 1; i < a.Rows; i++ {
-			ri := row(a, i)
+			ri := Row(a, i)
 			ri[j] = (ri[j] - dot(ri[:j], rj)) / d
 		}
 	}
@@ -108,7 +108,7 @@ func InverseLower(ctx context.Context, p *pool.Pool, l blas64.General) error {
 		return err
 	}
 	for i := range l.Rows {
-		clear(row(l, i)[i+1:])
+		clear(Row(l, i)[i+1:])
 	}
 	return ctx.Err()
 }
@@ -130,7 +130,7 @@ func inverseLower(ctx context.Context, p *pool.Pool, l blas64.General) error {
 		return err
 	}
 	if err := eachRow(ctx, p, panel.Rows, func(i int) error {
-		scale(-1, row(panel, i))
+		scale(-1, Row(panel, i))
 		return nil
 	}); err != nil {
 		return err
@@ -146,10 +146,10 @@ func inverseLower(ctx context.Context, p *pool.Pool, l blas64.General) error {
 func invertCorner(a blas64.General) {
 	var t [block]float64
 	for i := range a.Rows {
-		ai := row(a, i)
+		ai := Row(a, i)
 		clear(t[:i])
 		for j := range i {
-			axpy(-ai[j], row(a, j)[:j+1], t[:])
+			axpy(-ai[j], Row(a, j)[:j+1], t[:])
 		}
 		d := 1 / ai[i]
 		for j := range i {
@@ -209,7 +209,7 @@ func InverseUpper(ctx context.Context, p *pool.Pool, a blas64.General) error {
 func reverse(ctx context.Context, p *pool.Pool, a blas64.General) error {
 	n := a.Rows
 	return eachRow(ctx, p, (n+1)/2, func(i int) error {
-		x, y := row(a, i), row(a, n-1-i)
+		x, y := Row(a, i), Row(a, n-1-i)
 		if i == n-1-i {
 			slices.Reverse(x)
 			return nil

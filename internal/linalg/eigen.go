@@ -38,7 +38,7 @@ func SymmetricEigen(ctx context.Context, p *pool.Pool, a blas64.General, vectors
 	factor := safeScale(most)
 	if factor != 1 {
 		for i := range n {
-			scale(factor, row(a, i)[i:])
+			scale(factor, Row(a, i)[i:])
 		}
 	}
 	t := tridiagonal{d: make([]float64, n), e: make([]float64, n-1)}
@@ -76,7 +76,7 @@ func SymmetricEigen(ctx context.Context, p *pool.Pool, a blas64.General, vectors
 	return values, each(ctx, p, (n+transposeTile-1)/transposeTile, func(tile int) error {
 		for i0 := 0; i0 < n; i0 += transposeTile {
 			for j := tile * transposeTile; j < min((tile+1)*transposeTile, n); j++ {
-				for i, v := range row(qt, order[j])[i0:min(i0+transposeTile, n)] {
+				for i, v := range Row(qt, order[j])[i0:min(i0+transposeTile, n)] {
 					a.Data[(i0+i)*a.Stride+j] = v
 				}
 			}
@@ -97,28 +97,28 @@ func tridiagonalize(ctx context.Context, p *pool.Pool, a blas64.General, t tridi
 		b := min(eigenPanel, n-k)
 		for c := range b {
 			j := k + c
-			x := row(a, j)
+			x := Row(a, j)
 			for s := range 2 * c {
-				axpy(-row(left, s)[j], row(right, s)[j:], x[j:])
+				axpy(-Row(left, s)[j], Row(right, s)[j:], x[j:])
 			}
 			t.d[j] = x[j]
 			clear(x[:j+1])
 			if j == n-1 {
 				break
 			}
-			v, w := x[j+1:], row(left, 2*c+1)[j+1:]
+			v, w := x[j+1:], Row(left, 2*c+1)[j+1:]
 			t.e[j], tau[j] = reflector(v)
 			if err := symmetricProduct(ctx, p, sub(a, j+1, j+1, n-j-1, n-j-1), v, w, parts); err != nil {
 				return err
 			}
 			for s := range 2 * c {
-				axpy(-dot(row(right, s)[j+1:], v), row(left, s)[j+1:], w)
+				axpy(-dot(Row(right, s)[j+1:], v), Row(left, s)[j+1:], w)
 			}
 			scale(tau[j], w)
 			axpy(-tau[j]/2*dot(w, v), v, w)
-			copy(row(left, 2*c)[j+1:], v)
-			copy(row(right, 2*c)[j+1:], w)
-			copy(row(right, 2*c+1)[j+1:], v)
+			copy(Row(left, 2*c)[j+1:], v)
+			copy(Row(right, 2*c)[j+1:], w)
+			copy(Row(right, 2*c+1)[j+1:], v)
 		}
 		m := n - k - b
 		if err := triangularProduct(ctx, p, gonum.Upper, blas.Trans, blas.NoTrans, -1,
@@ -148,18 +148,18 @@ func symmetricProduct(ctx context.Context, p *pool.Pool, a blas64.General, x, y 
 	}
 	part := func(t int) error {
 		from, to := begin(t), begin(t+1)
-		sum := row(parts, t)[:m]
+		sum := Row(parts, t)[:m]
 		clear(sum[from:])
 		i := from
 		for ; i+1 < to; i += 2 {
-			ri, rj := row(a, i)[i:], row(a, i+1)[i+1:]
+			ri, rj := Row(a, i)[i:], Row(a, i+1)[i+1:]
 			xi, xj := x[i], x[i+1]
 			di, dj := symv(ri[2:], rj[1:], x[i+2:], sum[i+2:], xi, xj)
 			sum[i] += ri[0]*xi + ri[1]*xj + di
 			sum[i+1] += ri[1]*xi + rj[0]*xj + dj
 		}
 		if i < to {
-			ri := row(a, i)[i:]
+			ri := Row(a, i)[i:]
 			axpy(x[i], ri[1:], sum[i+1:])
 			sum[i] += ri[0]*x[i] + dot(ri[1:], x[i+1:])
 		}
@@ -169,10 +169,10 @@ func symmetricProduct(ctx context.Context, p *pool.Pool, a blas64.General, x, y 
 		p = nil
 	}
 	err := each(ctx, p, count, part)
-	copy(y, row(parts, 0)[:m])
+	copy(y, Row(parts, 0)[:m])
 	for t := 1; t < count; t++ {
 		from := begin(t)
-		axpy(1, row(parts, t)[from:m], y[from:])
+		axpy(1, Row(parts, t)[from:m], y[from:])
 	}
 	return err
 }

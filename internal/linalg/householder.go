@@ -33,7 +33,7 @@ func largest(ctx context.Context, p *pool.Pool, a blas64.General, upper bool) (f
 		}
 		// Without its sign a float64's bits are ordered as it is, NaN after infinity.
 		m := uint64(0)
-		for _, v := range row(a, i)[from:] {
+		for _, v := range Row(a, i)[from:] {
 			m = max(m, math.Float64bits(v)&^(1<<63))
 		}
 		most[i] = math.Float64frombits(m)
@@ -156,7 +156,7 @@ func transpose(ctx context.Context, p *pool.Pool, dst, a blas64.General) error {
 		to := min(from+transposeTile, a.Rows)
 		for j0 := 0; j0 < a.Cols; j0 += transposeTile {
 			for j := j0; j < min(j0+transposeTile, a.Cols); j++ {
-				d := row(dst, j)[from:to]
+				d := Row(dst, j)[from:to]
 				for i := range d {
 					d[i] = a.Data[(from+i)*a.Stride+j]
 				}

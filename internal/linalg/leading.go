@@ -63,7 +63,7 @@ func LeadingEigen(ctx context.Context, p *pool.Pool, dim int, apply Operator, r,
 		}
 		if shift := ascending[0] / 2; shift > 0 {
 			for i := range dim {
-				axpy(-shift, row(q, i), row(y, i))
+				axpy(-shift, Row(q, i), Row(y, i))
 			}
 		}
 	}
@@ -163,7 +163,7 @@ func ErrorOperator32(ctx context.Context, p *pool.Pool, dw blas32.General, s bla
 		}
 		back := math.Ldexp(1/float64(dwScale)/float64(dwScale), sExponent+xExponent)
 		for i := range dst.Rows {
-			d := row(dst, i)
+			d := Row(dst, i)
 			for j, v := range x32.Data[i*x32.Stride:][:len(d)] {
 				d[j] = float64(v) * back
 			}
@@ -196,7 +196,7 @@ func narrow(ctx context.Context, p *pool.Pool, a blas64.General, e int) (blas32.
 	factor := math.Ldexp(1, e)
 	return to, eachRow(ctx, p, a.Rows, func(i int) error {
 		d := to.Data[i*to.Stride:][:a.Cols]
-		for j, v := range row(a, i) {
+		for j, v := range Row(a, i) {
 			d[j] = float32(v * factor)
 		}
 		return nil

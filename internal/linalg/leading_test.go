@@ -30,7 +30,7 @@ func captured(t *testing.T, gamma, u blas64.General) float64 {
 	}
 	sum := 0.0
 	for i := range u.Rows {
-		sum += dot(row(u, i), row(gu, i))
+		sum += dot(Row(u, i), Row(gu, i))
 	}
 	return sum
 }

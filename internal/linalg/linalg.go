@@ -51,13 +51,18 @@ func NewGeneral(rows, cols int) blas64.General {
 func Clone(a blas64.General) blas64.General {
 	c := NewGeneral(a.Rows, a.Cols)
 	for i := range a.Rows {
-		copy(row(c, i), row(a, i))
+		copy(Row(c, i), Row(a, i))
 	}
 	return c
 }
 
-// Row returns row i of a.
-func Row(a blas64.General, i int) []float64 { return a.Data[i*a.Stride:][:a.Cols] }
+// Row returns row i of a, nil where it has no columns.
+func Row(a blas64.General, i int) []float64 {
+	if a.Cols == 0 {
+		return nil
+	}
+	return a.Data[i*a.Stride:][:a.Cols]
+}
 
 // Rows returns rows from … to−1 of a, which share its data.
 func Rows(a blas64.General, from, to int) blas64.General {
@@ -101,13 +106,6 @@ func Damped(damping, mean float64, factor func(lambda float64) error) (lambda fl
 		}
 		lambda *= 10
 	}
-}
-
-func row(a blas64.General, i int) []float64 {
-	if a.Cols == 0 {
-		return nil
-	}
-	return a.Data[i*a.Stride:][:a.Cols]
 }
 
 // sub returns the rows×cols part of a that starts at (i, j).

@@ -142,7 +142,7 @@ func TestStrides(t *testing.T) {
 	a := randomDefinite(rng, 70)
 	wide := blas64.General{Rows: 70, Cols: 70, Stride: 75, Data: slices.Repeat([]float64{math.NaN()}, 70*75)}
 	for i := range 70 {
-		copy(row(wide, i), row(a, i))
+		copy(Row(wide, i), Row(a, i))
 	}
 	if err := InverseUpper(ctx, nil, a); err != nil {
 		t.Fatal(err)

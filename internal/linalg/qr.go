@@ -53,7 +53,7 @@ func QR(ctx context.Context, p *pool.Pool, a blas64.General) (q, r blas64.Genera
 		}
 	}
 	for j := k; j < n; j++ { // a wide A's columns beyond the last reflector
-		for i, v := range row(at, j) {
+		for i, v := range Row(at, j) {
 			r.Data[i*r.Stride+j] = v
 		}
 	}
@@ -79,7 +79,7 @@ func QR(ctx context.Context, p *pool.Pool, a blas64.General) (q, r blas64.Genera
 // what the reflections leave of the columns in R.
 func reflectPanel(ctx context.Context, p *pool.Pool, panel blas64.General, column int, tau []float64, r blas64.General) error {
 	for i := range panel.Rows {
-		x := row(panel, i)
+		x := Row(panel, i)
 		for l, v := range x[:column+i] {
 			r.Data[l*r.Stride+column+i] = v
 		}
@@ -89,7 +89,7 @@ func reflectPanel(ctx context.Context, p *pool.Pool, panel blas64.General, colum
 		r.Data[(column+i)*r.Stride+column+i] = beta
 		tau[i] = t
 		reflect := func(l int) error {
-			y := row(panel, i+1+l)[column+i:]
+			y := Row(panel, i+1+l)[column+i:]
 			axpy(-t*dot(v, y), v, y)
 			return nil
 		}

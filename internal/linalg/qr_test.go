@@ -97,7 +97,7 @@ func TestQR(t *testing.T) {
 				}
 				length = norm(aj)
 				for i := range m {
-					aj[i] -= dot(rj, row(q, i))
+					aj[i] -= dot(rj, Row(q, i))
 				}
 				if !(norm(aj) <= 8*float64(m)*epsilon*length+0x1p-1060) {
 					t.Fatalf("%s %d×%d: A − QR is %g of %g in column %d", name, m, n, norm(aj), length, j)

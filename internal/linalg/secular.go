@@ -40,7 +40,7 @@ func (s *secularProblem) solve(ctx context.Context, p *pool.Pool) error {
 			return nil
 		})
 	}
-	if err := inChunks(func(i int) { s.values[i] = s.root(i, row(s.rows, i)) }); err != nil {
+	if err := inChunks(func(i int) { s.values[i] = s.root(i, Row(s.rows, i)) }); err != nil {
 		return err
 	}
 	zhat := make([]float64, k)
@@ -51,7 +51,7 @@ func (s *secularProblem) solve(ctx context.Context, p *pool.Pool) error {
 			product[j] = -1
 		}
 		for i := range k {
-			distance, di := row(s.rows, i)[from:to], s.d[i]
+			distance, di := Row(s.rows, i)[from:to], s.d[i]
 			if from <= i && i < to {
 				product[i-from] *= distance[i-from]
 				for j := range i - from {
@@ -76,7 +76,7 @@ func (s *secularProblem) solve(ctx context.Context, p *pool.Pool) error {
 	return each(ctx, p, chunks, func(t int) error {
 		vector := make([]float64, k)
 		for i := t * secularChunk; i < min((t+1)*secularChunk, k); i++ {
-			r := row(s.rows, i)
+			r := Row(s.rows, i)
 			for j, v := range r {
 				vector[j] = zhat[j] / v
 			}

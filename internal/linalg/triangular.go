@@ -142,13 +142,13 @@ func solveCorner(side gonum.Side, t triangle, b blas64.General) {
 	for from := 0; from < b.Rows; from += sides {
 		count := min(sides, b.Rows-from)
 		for r := range count {
-			for i, v := range row(b, from+r) {
+			for i, v := range Row(b, from+r) {
 				x[order(i)*sides+r] = v
 			}
 		}
 		forward(n, &l, &inverse, &x)
 		for r := range count {
-			br := row(b, from+r)
+			br := Row(b, from+r)
 			for i := range br {
 				br[i] = x[order(i)*sides+r]
 			}
@@ -195,19 +195,19 @@ func multiply(ctx context.Context, t triangle, b, corner, product blas64.General
 
 func multiplyCorner(ctx context.Context, t triangle, b, corner, product blas64.General) error {
 	for i := range corner.Rows {
-		c := row(corner, i)
+		c := Row(corner, i)
 		clear(c)
 		from, to := 0, i+1
 		if t.uplo == gonum.Upper {
 			from, to = i, corner.Cols
 		}
-		copy(c[from:to], row(t.General, i)[from:to])
+		copy(c[from:to], Row(t.General, i)[from:to])
 	}
 	if err := blas.Gemm64(ctx, nil, blas.NoTrans, t.op, 1, b, corner, 0, product); err != nil {
 		return err
 	}
 	for i := range b.Rows {
-		copy(row(b, i), row(product, i))
+		copy(Row(b, i), Row(product, i))
 	}
 	return nil
 }
@@ -280,7 +280,7 @@ func triangularProduct(ctx context.Context, p *pool.Pool, uplo gonum.Uplo, tA, t
 				lo, hi = i, w
 			}
 			to := c.Data[(from+i)*c.Stride+from:][lo:hi]
-			for j, v := range row(whole, i)[lo:hi] {
+			for j, v := range Row(whole, i)[lo:hi] {
 				if beta == 0 { // C may hold NaN
 					to[j] = v
 				} else {

@@ -21,7 +21,7 @@ func holed(rng *rand.Rand, a blas64.General) (blas64.General, func() bool) {
 		h.Data[i] = math.NaN()
 	}
 	for i := range a.Rows {
-		copy(row(h, i), row(a, i))
+		copy(Row(h, i), Row(a, i))
 	}
 	return h, func() bool {
 		for i, v := range h.Data {
@@ -75,7 +75,7 @@ func TestSolveTriangular(t *testing.T) {
 							t.Fatalf("%c%c %d, %d: wrote beside the matrix", uplo, op, n, m)
 						}
 						for i := range again.Rows {
-							for j, v := range row(again, i) {
+							for j, v := range Row(again, i) {
 								if w := b.Data[i*b.Stride+j]; !(math.Abs(v-w) <= 1e-12*float64(n+1)) {
 									t.Fatalf("%c%c %d, %d: (%d, %d) multiplied is %g, want %g", uplo, op, n, m, i, j, v, w)
 								}
@@ -117,7 +117,7 @@ func TestSolveTriangularOfOneRow(t *testing.T) {
 		if err := SolveRows(ctx, nil, l, one); err != nil {
 			t.Fatal(err)
 		}
-		if !sameBytes(one.Data, row(all, i)) {
+		if !sameBytes(one.Data, Row(all, i)) {
 			t.Errorf("row %d alone is another", i)
 		}
 	}

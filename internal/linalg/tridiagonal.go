@@ -91,7 +91,7 @@ func implicitQL(ctx context.Context, t tridiagonal, qt blas64.General) error {
 		slices.Reverse(d)
 		slices.Reverse(e[:n-1])
 		for i := range qt.Rows / 2 {
-			swap(row(qt, i), row(qt, n-1-i))
+			swap(Row(qt, i), Row(qt, n-1-i))
 		}
 	}
 	for l := range n {
@@ -136,7 +136,7 @@ func implicitQL(ctx context.Context, t tridiagonal, qt blas64.General) error {
 				d[i+1] = g + shift
 				g = cos*r - b
 				if qt.Rows > 0 {
-					rotate(row(qt, i), row(qt, i+1), cos, -sin)
+					rotate(Row(qt, i), Row(qt, i+1), cos, -sin)
 				}
 			}
 			if i < l {
@@ -258,7 +258,7 @@ func (c *conquest) merge(ctx context.Context, lo, mid, hi int, coupling float64)
 				if where[i] != where[last] {
 					where[i], where[last] = both, both
 				}
-				rotate(row(c.qt, lo+last)[lo:hi], row(c.qt, lo+i)[lo:hi], cos, sin)
+				rotate(Row(c.qt, lo+last)[lo:hi], Row(c.qt, lo+i)[lo:hi], cos, sin)
 				d[last], d[i] = d[last]*cos*cos+d[i]*sin*sin, d[last]*sin*sin+d[i]*cos*cos
 				done = append(done, last)
 			}
@@ -286,17 +286,17 @@ func (c *conquest) merge(ctx context.Context, lo, mid, hi int, coupling float64)
 	for j, i := range kept {
 		column[j] = next[where[i]]
 		next[where[i]]++
-		q := row(c.qt, lo+i)[lo:hi]
+		q := Row(c.qt, lo+i)[lo:hi]
 		if where[i] != second {
-			copy(row(g1, column[j]), q[:n1])
+			copy(Row(g1, column[j]), q[:n1])
 		}
 		if where[i] != first {
-			copy(row(g2, column[j]-counts[first]), q[n1:])
+			copy(Row(g2, column[j]-counts[first]), q[n1:])
 		}
 	}
 	values := make([]float64, n)
 	for j, i := range done {
-		copy(row(others, j), row(c.qt, lo+i)[lo:hi])
+		copy(Row(others, j), Row(c.qt, lo+i)[lo:hi])
 		values[k+j] = d[i]
 	}
 	s := secularProblem{d: make([]float64, k), z: make([]float64, k), rho: rho, values: values[:k], column: column}
@@ -314,7 +314,7 @@ func (c *conquest) merge(ctx context.Context, lo, mid, hi int, coupling float64)
 		return err
 	}
 	for j := range done {
-		copy(row(c.qt, lo+k+j)[lo:hi], row(others, j))
+		copy(Row(c.qt, lo+k+j)[lo:hi], Row(others, j))
 	}
 	copy(d, values)
 	c.sort(lo, hi)

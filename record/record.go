@@ -35,6 +35,7 @@ type Run struct {
 	Source     Source    `json:"source"`
 	Data       []Data    `json:"data"`
 	Sequential string    `json:"sequential"`        // value or none
+	Search     *Search   `json:"search,omitempty"`  // nil where the recipe says what each layer gets
 	Removed    []Removed `json:"removed,omitempty"` // before anything else was done
 	// RemovedBytes is by how much Removed makes the source's tensors smaller.
 	RemovedBytes int64       `json:"removed_bytes,omitempty"`

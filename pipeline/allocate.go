@@ -3,6 +3,7 @@ package pipeline
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -102,9 +103,16 @@ func (l *PlanLayer) setSurvivors(share prune.Share, merged bool) {
 // allocate shares each rule's sparsity out among its layers; d measures what some
 // allocations need of data.
 func (p *Plan) allocate(ctx context.Context, r *Recipe, w *weights, d *measurer) error {
+	for k := range p.Layers {
+		if l := &p.Layers[k]; len(r.Rules[l.rule].levels) > 0 && l.Prune != nil && l.leftOut == "" {
+			if err := p.allocateLevel(ctx, r, l, w); err != nil {
+				return err
+			}
+		}
+	}
 	for i := range r.Rules {
 		step, _, term := r.Rules[i].steps()
-		if step == nil {
+		if step == nil || len(r.Rules[i].levels) > 0 {
 			continue
 		}
 		var layers []*PlanLayer
@@ -126,6 +134,24 @@ func (p *Plan) allocate(ctx context.Context, r *Recipe, w *weights, d *measurer)
 				return &FallbackError{Layer: l.Name, Fallback: l.Fallbacks[0]}
 			}
 		}
+	}
+	return nil
+}
+
+// allocateLevel gives one level of a layer its survivors.
+func (p *Plan) allocateLevel(ctx context.Context, r *Recipe, l *PlanLayer, w *weights) error {
+	step, _, term := r.stepsOf(l)
+	shares, err := allocateRule(ctx, []*PlanLayer{l}, step, w, nil)
+	switch {
+	case errors.Is(err, prune.ErrImpossible):
+		l.leftOut = err.Error()
+		return nil
+	case err != nil:
+		return fmt.Errorf("rules[%d]: %w", l.rule, err)
+	}
+	l.setSurvivors(shares[0], term != nil && term.Merge)
+	if len(l.Fallbacks) > 0 && r.OnFallback == "fail" {
+		l.leftOut = (&FallbackError{Layer: l.Name, Fallback: l.Fallbacks[0]}).Error()
 	}
 	return nil
 }

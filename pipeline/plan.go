@@ -56,6 +56,10 @@ type PlanLayer struct {
 
 	op   int
 	rule int // of the recipe
+	// level is the index of the rule's level that this is the layer at, and leftOut why
+	// it cannot have it; "" where it can.
+	level   int
+	leftOut string
 	// ranked says that a budget has given the layer its rank.
 	ranked bool
 	block  string // of a transformer, which OWL prunes alike; "" for none
@@ -281,21 +285,23 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 	p := &Plan{Architecture: graph.Architecture, SourceBytes: ckpt.Size()}
 	planned := map[string]bool{}
 	for i := range graph.Ops {
-		l, err := planLayer(r, ckpt, graph, i)
+		list, err := planLayer(r, ckpt, graph, i)
 		if err != nil {
 			return nil, err
 		}
-		if l != nil && graph.Tied(i) {
-			p.Notes = append(p.Notes, fmt.Sprintf("layer %s stays as it is: its weight is the embedding's too", l.Name))
+		if len(list) == 0 {
 			continue
 		}
-		if l != nil {
-			if planned[l.Weight] {
-				return nil, fmt.Errorf("layer %s: its weight %s is another layer's too", l.Name, l.Weight)
-			}
-			p.Layers = append(p.Layers, *l)
-			planned[l.Weight] = true
+		name, weight := list[0].Name, list[0].Weight
+		if graph.Tied(i) {
+			p.Notes = append(p.Notes, fmt.Sprintf("layer %s stays as it is: its weight is the embedding's too", name))
+			continue
 		}
+		if planned[weight] {
+			return nil, fmt.Errorf("layer %s: its weight %s is another layer's too", name, weight)
+		}
+		p.Layers = append(p.Layers, list...)
+		planned[weight] = true
 	}
 	if len(p.Layers) == 0 && len(r.Rules) > 0 {
 		return nil, fmt.Errorf("%w (layers: %s)", ErrNothingToDo, layerNames(graph))
@@ -308,12 +314,17 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 			p.Kept = append(p.Kept, t)
 		}
 	}
-	p.noteFusions()
+	if r.Search == nil {
+		p.noteFusions()
+	}
 	return p, nil
 }
 
 // foretell fills in the size of a plan that is else complete.
 func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint) (err error) {
+	if r.Search != nil {
+		return nil // it depends on what the search chooses
+	}
 	p.WeightBytes, err = export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
 	p.Budget = 0
 	for i := range r.Rules {
@@ -357,48 +368,86 @@ func (p *Plan) specs() map[string]export.Spec {
 	return specs
 }
 
-// planLayer returns what operation i is to get; nil when it stays as it is.
-func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) (*PlanLayer, error) {
+// planLayer returns what operation i is to get, at each of its rule's levels where it
+// has such; nil when it stays as it is.
+func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) ([]PlanLayer, error) {
 	op := &graph.Ops[i]
 	if !op.IsLayer() {
 		return nil, nil
 	}
 	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return rule.matches(op.Name) })
-	if at < 0 || len(r.Rules[at].Steps) == 0 {
+	if at < 0 || len(r.Rules[at].Steps)+len(r.Rules[at].levels) == 0 {
 		return nil, nil
 	}
 	t, ok := ckpt.Lookup(op.Weight)
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", loader.ErrNotFound, op.Weight)
 	}
-	l := &PlanLayer{
+	plain := PlanLayer{
 		Name: op.Name, Weight: op.Weight, Shape: t.Shape, Fusion: op.Fusion, op: i, rule: at,
 		Spec: export.Spec{
 			Name: op.Weight, Shape: t.Shape, Rows: op.Outputs, Cols: int(t.Elements()) / op.Outputs, Transposed: op.Transposed,
 		},
 	}
 	if op.Block >= 0 {
-		l.block = strconv.Itoa(op.Block)
+		plain.block = strconv.Itoa(op.Block)
 	}
-	prune, quantize, term := r.Rules[at].steps()
-	if quantize == nil {
-		if !slices.Contains([]dtype.DType{dtype.F64, dtype.F32, dtype.F16, dtype.BF16}, t.DType) {
-			return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.prune", at), Reason: fmt.Sprintf("the weight of layer %s is stored as %s, which cannot be pruned; add a quantize step", op.Name, t.DType)}
+	if len(r.Rules[at].levels) == 0 {
+		err := plain.planSteps(r, graph, t.DType)
+		return []PlanLayer{plain}, err
+	}
+	var list []PlanLayer
+	for k := range r.Rules[at].levels {
+		l := plain
+		l.level = k
+		if err := l.planSteps(r, graph, t.DType); err != nil {
+			l.leftOut = err.Error()
 		}
-		l.Spec.ValueType = t.DType
-	} else if err := l.planQuantize(quantize, graph, t.DType); err != nil {
-		return nil, &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.quantize.scale_type", at), Reason: err.Error()}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+// planSteps says what the layer, stored as d, gets of its rule or level.
+func (l *PlanLayer) planSteps(r *Recipe, graph *model.Graph, d dtype.DType) error {
+	prune, quantize, term := r.stepsOf(l)
+	switch {
+	case prune == nil && quantize == nil:
+		return nil // the level keeps or drops the layer
+	case quantize == nil:
+		if !slices.Contains([]dtype.DType{dtype.F64, dtype.F32, dtype.F16, dtype.BF16}, d) {
+			return &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.prune", l.rule), Reason: fmt.Sprintf("the weight of layer %s is stored as %s, which cannot be pruned; add a quantize step", l.Name, d)}
+		}
+		l.Spec.ValueType = d
+	default:
+		if err := l.planQuantize(quantize, graph, d); err != nil {
+			return &RecipeError{File: r.file, Where: fmt.Sprintf("rules[%d].steps.quantize.scale_type", l.rule), Reason: err.Error()}
+		}
 	}
 	if prune != nil {
 		l.planPrune(prune, graph)
 	}
 	if term != nil {
-		l.planTerm(term, op.Groups())
+		l.planTerm(term, graph.Ops[l.op].Groups())
 	}
 	if len(l.Fallbacks) > 0 && r.OnFallback == "fail" {
-		return nil, &FallbackError{Layer: op.Name, Fallback: l.Fallbacks[0]}
+		return &FallbackError{Layer: l.Name, Fallback: l.Fallbacks[0]}
 	}
-	return l, nil
+	return nil
+}
+
+// solvable reports whether there is something to do to the layer.
+func (l *PlanLayer) solvable() bool {
+	return l.leftOut == "" && (l.Prune != nil || l.Quantize != nil)
+}
+
+// stepsOf returns the steps of a layer's rule, or of its level.
+func (r *Recipe) stepsOf(l *PlanLayer) (*Prune, *Quantize, *Compensate) {
+	rule := &r.Rules[l.rule]
+	if len(rule.levels) > 0 {
+		return sorted(rule.levels[l.level].steps)
+	}
+	return rule.steps()
 }
 
 // noBias says that a layer cannot have a bias correction.

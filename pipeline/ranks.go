@@ -41,7 +41,7 @@ func (r *run) chooseRanks(ctx context.Context) error {
 
 // hasBudget reports whether the layer's rank comes from a budget.
 func (l *PlanLayer) hasBudget(r *Recipe) bool {
-	_, _, term := r.Rules[l.rule].steps()
+	_, _, term := r.stepsOf(l)
 	return l.Compensate != nil && term != nil && term.budget > 0
 }
 

@@ -30,6 +30,7 @@ type Recipe struct {
 	Sequential  string   `yaml:"sequential"` // value (default) or none
 	Remove      []Remove `yaml:"remove"`     // before the rules
 	Rules       []Rule   `yaml:"rules"`
+	Search      *Search  `yaml:"search"`
 	OnFallback  string   `yaml:"on_fallback"` // fail, warn (default) or allow
 	Output      Output   `yaml:"output"`
 	Evaluate    *Data    `yaml:"evaluate"`
@@ -102,6 +103,10 @@ var (
 type Rule struct {
 	Match string `yaml:"match"` // globs over the layer's name, divided by |
 	Steps []Step `yaml:"steps"` // none: the layer stays as it is
+	// Levels are what a search chooses among, in place of the steps alone.
+	Levels []Levels `yaml:"levels"`
+
+	levels []level
 }
 
 // Quantize asks for codes on a grid. Its fields are those of
@@ -290,7 +295,27 @@ func (r *Recipe) check() (where, reason string) {
 			return fmt.Sprintf("rules[%d]%s", i, where), reason
 		}
 	}
-	return "", ""
+	return r.checkSearch()
+}
+
+// checkSearch returns the first fault of a search, and of a recipe that has levels
+// and none.
+func (r *Recipe) checkSearch() (where, reason string) {
+	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return len(rule.Levels) > 0 })
+	switch {
+	case r.Search == nil && at >= 0:
+		return fmt.Sprintf("rules[%d].levels", at), "need a search that chooses among them; say how large the model may be: search: {fit: 120KB}"
+	case r.Search == nil:
+		return "", ""
+	case at < 0:
+		return "search", "has nothing to choose; give a rule levels, such as levels: [{bits: [2, 3, 4]}]"
+	}
+	drops := slices.ContainsFunc(r.Rules, func(rule Rule) bool { return rule.drops() != nil })
+	if drops && len(r.Remove) > 0 {
+		return "remove", "does not go with levels that drop; compress in two runs, or let the search drop alone"
+	}
+	where, reason = r.Search.check()
+	return "search" + where, reason
 }
 
 func (d *Data) check() (where, reason string) {
@@ -331,6 +356,9 @@ func (rule *Rule) check() (where, reason string) {
 		if _, err := path.Match(pattern, ""); err != nil {
 			return ".match", fmt.Sprintf("pattern %q is malformed", pattern)
 		}
+	}
+	if len(rule.Levels) > 0 {
+		return rule.resolveLevels()
 	}
 	return checkSteps(rule.Steps)
 }

@@ -293,8 +293,11 @@ func (s *Compensate) options() lowrank.Options {
 }
 
 // steps are those of a rule, each nil where there is none.
-func (rule *Rule) steps() (p *Prune, q *Quantize, c *Compensate) {
-	for _, s := range rule.Steps {
+func (rule *Rule) steps() (*Prune, *Quantize, *Compensate) { return sorted(rule.Steps) }
+
+// sorted tells steps by what they are.
+func sorted(steps []Step) (p *Prune, q *Quantize, c *Compensate) {
+	for _, s := range steps {
 		switch {
 		case s.Prune != nil:
 			p = s.Prune

@@ -460,27 +460,37 @@ func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached
 	return nil
 }
 
-// correctBias adds a correction of a layer's outputs to the tensor that holds
-// it: the layer's bias, or β of the batch normalization behind it, scaled as
-// the normalization scales the outputs.
+// correctBias adds a correction of a layer's outputs to the tensor that holds it.
 func (c *compression) correctBias(l *PlanLayer, correction []float64) error {
-	name := biasHolder(c.graph, l.op)
-	t, ok := c.ckpt.Lookup(name)
-	if !ok {
-		return fmt.Errorf("%w: %s", loader.ErrNotFound, name)
-	}
-	old, err := c.weights.original(name)
+	name, corrected, err := c.correctedBias(l, correction)
 	if err != nil {
 		return err
 	}
-	corrected := make([]float32, len(old))
+	c.weights.replaced[name] = corrected
+	return finite(name, corrected)
+}
+
+// correctedBias returns the tensor that holds a correction of a layer's outputs,
+// corrected: the layer's bias, or β of the batch normalization behind it, scaled as
+// the normalization scales the outputs.
+func (c *compression) correctedBias(l *PlanLayer, correction []float64) (name string, corrected []float32, err error) {
+	name = biasHolder(c.graph, l.op)
+	t, ok := c.ckpt.Lookup(name)
+	if !ok {
+		return "", nil, fmt.Errorf("%w: %s", loader.ErrNotFound, name)
+	}
+	old, err := c.weights.original(name)
+	if err != nil {
+		return "", nil, err
+	}
+	corrected = make([]float32, len(old))
 	for i := range corrected {
 		corrected[i] = float32(correction[i])
 	}
 	if op := &c.graph.Ops[l.op]; op.Bias == "" {
 		factor, err := c.normFactor(onlyBatchNorm(c.graph, op.Output))
 		if err != nil {
-			return err
+			return "", nil, err
 		}
 		for i := range corrected {
 			corrected[i] *= factor[i]
@@ -489,8 +499,7 @@ func (c *compression) correctBias(l *PlanLayer, correction []float64) error {
 	for i := range corrected {
 		corrected[i] = t.DType.Round(old[i] + corrected[i])
 	}
-	c.weights.replaced[name] = corrected
-	return finite(name, corrected)
+	return name, corrected, nil
 }
 
 func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []layer.Fallback) (record.Layer, error) {

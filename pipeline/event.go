@@ -14,6 +14,8 @@ const (
 	StageCompressed Stage = "compressed" // forward pass of the compressed stream
 	StageMoments    Stage = "moments"    // second moments of what layers read
 	StageSolve      Stage = "solve"      // the methods themselves
+	StageLevels     Stage = "levels"     // layers at the levels that a search chooses among
+	StageSearch     Stage = "search"     // candidates on calibration data
 	StageUnits      Stage = "units"      // reading and writing units on disk
 	StageWrite      Stage = "write"      // the output files
 	StageVerify     Stage = "verify"     // reading them back
@@ -36,6 +38,8 @@ type Event struct {
 	Elapsed time.Duration
 	// RelativeError of the finished layer; negative when not measured.
 	RelativeError float64
+	// Search is set when a generation of a search is done.
+	Search *SearchProgress
 	// Warning is a text for the user, such as a fallback; else empty.
 	Warning string
 }

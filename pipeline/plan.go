@@ -155,7 +155,12 @@ func (e *FallbackError) Error() string {
 // MakePlan opens the recipe's model and says what Run would do with it. Allocations
 // that look at data run the original model on them. Units are chosen only where
 // sizes depend on which of them go.
+//
+// A recipe with a search has no plan before that: see MakeSpace.
 func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
+	if recipe.Search != nil {
+		return nil, &RecipeError{File: recipe.file, Where: "search", Reason: "leaves open what layers get until it has run"}
+	}
 	r := newRun(recipe, o)
 	choose := recipe.removesOnData() || len(recipe.Remove) > 0 && recipe.sharesByValues()
 	if err := r.makePlan(ctx, recipe.allocatesOnData() || choose, choose); err != nil {

@@ -91,6 +91,7 @@ type run struct {
 	own    string // why other readers cannot have it; "" where they can
 	sha    string // of ckpt
 
+	search      *record.Search // that chose the recipe's rules; nil for none
 	plan        *Plan
 	calibration samples // nil when no method needs data and none is given
 	evaluation  samples // nil when none is given
@@ -117,8 +118,34 @@ func newRun(recipe *Recipe, o Options) *run {
 // Errors: *RecipeError, *OutputError, *FallbackError, *InputError,
 // *NonFiniteError, *CacheError, ErrNothingToDo, those of package loader, model
 // and dataset, and the context's.
+//
+// A recipe with a search for one size is searched first. For several sizes there are
+// Find and Found.Run.
 func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
+	if recipe.Search == nil {
+		return runRecipe(ctx, recipe, o, nil)
+	}
+	if err := recipe.checkFit(); err != nil {
+		return nil, err
+	}
+	if n := len(recipe.Search.Fit); n != 1 {
+		return nil, &RecipeError{File: recipe.file, Where: "search.fit", Reason: fmt.Sprintf("has %d sizes, and one model is to be written; fettle search writes one for each", n)}
+	}
+	if err := recipe.checkOutput(); err != nil {
+		return nil, err
+	}
+	found, err := Find(ctx, recipe, o)
+	if err != nil {
+		return nil, err
+	}
+	return found.Run(ctx, 0, o)
+}
+
+// runRecipe compresses as a recipe without a search says. found is the search that
+// made it, or nil.
+func runRecipe(ctx context.Context, recipe *Recipe, o Options, found *record.Search) (*record.Run, error) {
 	r := newRun(recipe, o)
+	r.search = found
 	o = r.options
 	folder, err := r.open(ctx)
 	if err != nil {
@@ -154,11 +181,8 @@ func Run(ctx context.Context, recipe *Recipe, o Options) (*record.Run, error) {
 // folder that output is gathered in.
 func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	r.clock.enter(StageOpen)
-	if r.recipe.Output.Path == "" {
-		return nil, &RecipeError{File: r.recipe.file, Where: "output.path", Reason: "is missing; name the output folder there or on the command line"}
-	}
-	if _, err := os.Lstat(r.recipe.Output.Path); err == nil { // before units are chosen
-		return nil, &OutputError{Path: r.recipe.Output.Path, Err: fs.ErrExist}
+	if err := r.recipe.checkOutput(); err != nil {
+		return nil, err
 	}
 	if err := r.makePlan(ctx, true, true); err != nil {
 		return nil, err
@@ -186,6 +210,17 @@ func (r *run) open(ctx context.Context) (folder *atomicfile.Folder, err error) {
 	}
 	r.weights.store = r.kept
 	return folder, r.startRecord(ctx)
+}
+
+// checkOutput refuses an output folder that is not named, or is there.
+func (r *Recipe) checkOutput() error {
+	if r.Output.Path == "" {
+		return &RecipeError{File: r.file, Where: "output.path", Reason: "is missing; name the output folder there or on the command line"}
+	}
+	if _, err := os.Lstat(r.Output.Path); err == nil {
+		return &OutputError{Path: r.Output.Path, Err: fs.ErrExist}
+	}
+	return nil
 }
 
 // close closes what the model is read from.
@@ -219,7 +254,7 @@ func (r *run) startRecord(ctx context.Context) error {
 			Path: r.ckpt.Path(), Format: string(r.ckpt.Format()), Bytes: r.ckpt.Size(), SHA256: sha,
 			Architecture: r.graph.Architecture, Tensors: len(r.original.ckpt.Tensors()), UnknownClasses: r.ckpt.UnknownClasses(),
 		},
-		Sequential: r.recipe.Sequential,
+		Sequential: r.recipe.Sequential, Search: r.search,
 		Units:      record.Units{Dir: r.options.Cache},
 	}
 	if unknown := r.ckpt.UnknownClasses(); len(unknown) > 0 {

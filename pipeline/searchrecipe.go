@@ -78,6 +78,18 @@ type size struct {
 	bits  float64
 }
 
+// checkFit refuses a search without a size, which a recipe may leave to the command
+// line.
+func (r *Recipe) checkFit() error {
+	if r.Search == nil {
+		return &RecipeError{File: r.file, Where: "search", Reason: "is missing; say how large the model may be: search: {fit: 120KB}"}
+	}
+	if len(r.Search.Fit) == 0 {
+		return &RecipeError{File: r.file, Where: "search.fit", Reason: "is missing; say how large the model may be, such as 120KB, 25% or 3 bits, there or with --fit, or give a list of sizes"}
+	}
+	return nil
+}
+
 // parseSize reads a size as Search.Fit has it.
 func parseSize(text string) (size, error) {
 	number := func(suffix string) (float64, bool) {
@@ -112,9 +124,6 @@ var (
 )
 
 func (s *Search) check() (where, reason string) {
-	if len(s.Fit) == 0 {
-		return ".fit", "is missing; say how large the model may be, such as 120KB, 25% or 3 bits, or give a list of sizes"
-	}
 	for i, text := range s.Fit {
 		if _, err := parseSize(text); err != nil {
 			return ".fit", err.Error()
@@ -160,6 +169,18 @@ func (s *Search) check() (where, reason string) {
 		return "." + key, fmt.Sprintf("is %v, want %s", bad.Value, bad.Allowed)
 	}
 	return "", ""
+}
+
+// SetFit makes these the sizes of a recipe's search.
+func (r *Recipe) SetFit(sizes ...string) error {
+	if r.Search == nil {
+		return &RecipeError{File: r.file, Where: "search", Reason: "is missing, and levels for it to choose among; a rule has them in place of plain steps: levels: [{bits: [2, 3, 4]}]"}
+	}
+	r.Search.Fit = sizes
+	if where, reason := r.checkSearch(); reason != "" {
+		return &RecipeError{File: r.file, Where: where, Reason: reason}
+	}
+	return nil
 }
 
 // options resolves the search's numbers for so many samples and genes.

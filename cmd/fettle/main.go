@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run decides
 		Commands: []*cli.Command{
-			compressCommand(), planCommand(), evaluateCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
+			compressCommand(), searchCommand(), planCommand(), evaluateCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch code {
 	case exitBudget: // the verdict has been printed
 	case exitInterrupted:
-		fmt.Fprintln(stderr, "fettle: interrupted; no output was written. Layers that were finished are in the cache, if one is in use.")
+		fmt.Fprintln(stderr, "fettle: interrupted; no output was written. What was finished is in the cache, if one is in use.")
 	case exitInternal:
 		fmt.Fprintf(stderr, "fettle: %v\nThis is not the input's fault as far as fettle can tell. Please report it.\n", err)
 	default:
@@ -119,7 +119,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	case errors.Is(err, errBudget):
 		return exitBudget
-	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*model.OptionError](err), is[*prune.AllocationError](err), errors.Is(err, prune.ErrImpossible),
+	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*pipeline.FitError](err), is[*model.OptionError](err), is[*prune.AllocationError](err), errors.Is(err, prune.ErrImpossible),
 		is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
 		return exitUsage
 	case is[*loader.FormatError](err), is[*layer.InputError](err), is[*prune.ValueError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),

@@ -19,7 +19,8 @@ func planCommand() *cli.Command {
 		Usage:     "say which layer gets what, and the exact size, without doing it",
 		ArgsUsage: "MODEL",
 		Description: `Allocations that look at data (owl, rate-distortion) run the original model on
-them; what they find is kept in the cache, where fettle compress finds it.`,
+them; what they find is kept in the cache, where fettle compress finds it. Of a
+recipe with a search it says what that may choose among.`,
 		Flags: append(recipeFlags(), workFlags()...),
 		Action: func(c *cli.Context) error {
 			recipe, err := readRecipe(c)
@@ -29,6 +30,14 @@ them; what they find is kept in the cache, where fettle compress finds it.`,
 			options, err := workOptions(c)
 			if err != nil {
 				return err
+			}
+			if recipe.Search != nil {
+				space, err := pipeline.MakeSpace(c.Context, recipe, options)
+				if err != nil {
+					return err
+				}
+				printSpace(c, recipe, space)
+				return nil
 			}
 			plan, err := pipeline.MakePlan(c.Context, recipe, options)
 			if err != nil {

@@ -37,8 +37,12 @@ func (p *progress) event(e pipeline.Event) {
 	switch {
 	case e.Warning != "":
 		p.println("warning: " + e.Warning)
+	case e.Search != nil:
+		p.searched(e)
 	case e.Layer != "":
 		p.layer(e)
+	case e.Stage == pipeline.StageSearch && e.Total > 0:
+		p.status(fmt.Sprintf("search: %d of %d candidates measured", e.Done, e.Total))
 	case e.Stage == pipeline.StageAllocate && e.Total > 0:
 		p.status(fmt.Sprintf("allocate: %d of %d layers measured", e.Done, e.Total))
 	case e.Stage == pipeline.StageEvaluate && e.Total > 0:
@@ -69,6 +73,23 @@ func (p *progress) layer(e pipeline.Event) {
 		text += fmt.Sprintf("  %s, about %s left", e.Elapsed.Round(time.Second), (each * time.Duration(left)).Round(time.Second))
 	}
 	p.status(text)
+}
+
+// searched says how far a search is: on a terminal always, else where something was
+// found, and now and then.
+func (p *progress) searched(e pipeline.Event) {
+	s := e.Search
+	text := fmt.Sprintf("search for %s: generation %d/%d, %d of %d bytes", s.Fit, s.Generation, s.Generations, s.Bytes, s.Budget)
+	if s.Fitness >= 0 {
+		text += fmt.Sprintf(", fitness %.4g", s.Fitness)
+	}
+	if s.Left > 0 {
+		text += fmt.Sprintf(", about %s left", s.Left.Round(time.Second))
+	}
+	if p.terminal || s.Improved || s.Generation == 0 || s.Generation == s.Generations || e.Elapsed-p.lastSlow > 5*time.Second {
+		p.lastSlow = e.Elapsed
+		p.status(text)
+	}
 }
 
 // evaluated says how far evaluation is: on a terminal always, else now and

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fettle-dev/fettle/internal/bench/subject"
 	"github.com/fettle-dev/fettle/pipeline"
 	"github.com/fettle-dev/fettle/record"
 )
@@ -47,48 +48,12 @@ type runner struct {
 	tune              bool
 }
 
-// text is how documents become tokens for the second language model.
-const text = `format: text, text: {separator: "<|endoftext|>", strip: true, min_chars: 51, length: 512, skip_long: true, bos: 1, prefix: false}`
-
-// subject says where a model and its data are, as a recipe does.
-func (b *runner) subject() (model, calibration, evaluation string, err error) {
-	at := func(parts ...string) string {
-		return fmt.Sprintf("%q", filepath.Join(append([]string{b.data}, parts...)...))
-	}
-	switch b.model {
-	case "llm-stories260k":
-		calibration = "data: " + at(b.model, "calib.u16") + ", format: u16"
-		evaluation = "data: " + at(b.model, "valid.u16") + ", format: u16, samples: 200"
-		if b.tune {
-			evaluation = calibration + ", subset: [500, 700]"
-		}
-		return filepath.Join(b.data, b.model), calibration + ", subset: [0, 500], samples: 128", evaluation, nil
-	case "llm-tinystories-656k":
-		calibration = "data: " + at("text-tinystories", "test.txt") + ", " + text
-		evaluation = "data: " + at("text-tinystories", "valid.txt") + ", " + text + ", samples: 200"
-		if b.tune {
-			evaluation = calibration + ", subset: [300, 500]"
-		}
-		return filepath.Join(b.data, b.model), calibration + ", subset: [0, 300], samples: 128", evaluation, nil
-	}
-	models, err := filepath.Glob(filepath.Join(b.data, "resnet-cifar10", b.model+"-*.th"))
-	if err != nil || len(models) != 1 {
-		return "", "", "", fmt.Errorf("no model %s in %s", b.model, b.data)
-	}
-	train := "data: " + at("cifar10", "train5085.bin") + ", format: cifar10"
-	evaluation = "data: " + at("cifar10", "test1017.bin") + ", format: cifar10"
-	if b.tune {
-		evaluation = train + ", subset: [4068, 5085]"
-	}
-	return models[0], fmt.Sprintf("%s, subset: [0, 4068], samples: %d", train, b.samples), evaluation, nil
-}
-
 func (b *runner) bench(ctx context.Context, list string, over []string) (err error) {
 	if b.temp, err = os.MkdirTemp("", "fettle-bench-*"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(b.temp)
-	if strings.HasPrefix(b.model, "llm") {
+	if subject.Language(b.model) {
 		fmt.Println("| $X | steps | nats added | ± | KL | bytes | mean layer error | solver s | all s |")
 	} else {
 		fmt.Println("| $X | steps | top-1 | ± | KL | predictions changed | bytes | mean layer error | solver s | all s |")
@@ -168,19 +133,19 @@ func layerError(r *record.Run) float64 {
 }
 
 func (b *runner) run(ctx context.Context, steps string, draw int) (*record.Run, error) {
-	model, calibration, evaluation, err := b.subject()
+	on, err := subject.Find(b.data, b.model, subject.Options{Images: b.samples, Documents: 128, Tune: b.tune})
 	if err != nil {
 		return nil, err
 	}
 	if b.draws > 1 {
-		calibration += fmt.Sprintf(", seed: %d", draw+1)
+		on.Calibration += fmt.Sprintf(", seed: %d", draw+1)
 	}
-	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\nsequential: %s\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", b.sequential, calibration, steps, evaluation), "")
+	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\nsequential: %s\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", b.sequential, on.Calibration, steps, on.Evaluation), "")
 	if err != nil {
 		return nil, err
 	}
 	b.count++
-	recipe.Model.Path = model
+	recipe.Model.Path = on.Model
 	recipe.Output.Path = filepath.Join(b.temp, fmt.Sprint(b.count))
 	return pipeline.Run(ctx, recipe, pipeline.Options{Cache: filepath.Join(b.temp, "cache")})
 }

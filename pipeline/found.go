@@ -1,0 +1,122 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/fettle-dev/fettle/model"
+	"github.com/fettle-dev/fettle/record"
+)
+
+// Run compresses the model as found for the i-th size.
+func (f *Found) Run(ctx context.Context, i int, o Options) (*record.Run, error) {
+	rec := *f.Record
+	rec.Chosen = i
+	return runRecipe(ctx, f.Recipes[i], o, &rec)
+}
+
+// found returns the recipe with a rule for each choice in place of levels, and
+// without the search. Values that were not in its text, such as those of flags, are
+// in its fields alone.
+func (r *run) found(genes []gene, levels []int) (*Recipe, error) {
+	recipe := *r.recipe
+	recipe.Search, recipe.Rules = nil, nil
+	recipe.Remove = slices.Clone(recipe.Remove)
+	for i := range r.recipe.Rules {
+		old := &r.recipe.Rules[i]
+		if len(old.levels) == 0 {
+			recipe.Rules = append(recipe.Rules, *old)
+			continue
+		}
+		for k, l := range old.levels {
+			var names []string
+			for g := range genes {
+				if genes[g].rule != i || levels[g] != k {
+					continue
+				}
+				if l.drop != "" {
+					recipe.Remove = append(recipe.Remove, dropped(genes[g].site))
+					continue
+				}
+				for _, n := range genes[g].layers[k] {
+					names = append(names, literal(r.plan.Layers[n].Name))
+				}
+			}
+			if len(names) > 0 {
+				recipe.Rules = append(recipe.Rules, Rule{Match: strings.Join(names, "|"), Steps: l.steps})
+			}
+		}
+	}
+	var doc yaml.MapSlice
+	if err := yaml.Unmarshal([]byte(r.recipe.text), &doc); err != nil {
+		return nil, yamlError(err)
+	}
+	doc = slices.DeleteFunc(doc, func(item yaml.MapItem) bool {
+		return slices.Contains([]any{"search", "rules", "remove"}, item.Key)
+	})
+	if len(recipe.Remove) > 0 {
+		doc = append(doc, yaml.MapItem{Key: "remove", Value: asYAML(reflect.ValueOf(recipe.Remove))})
+	}
+	if len(recipe.Rules) > 0 {
+		doc = append(doc, yaml.MapItem{Key: "rules", Value: asYAML(reflect.ValueOf(recipe.Rules))})
+	}
+	text, err := yaml.Marshal(doc)
+	if err != nil {
+		return nil, fmt.Errorf("the recipe that was found: %w", err)
+	}
+	recipe.text = string(text)
+	if _, err := ParseRecipe(text, ""); err != nil {
+		return nil, fmt.Errorf("the recipe that was found cannot be read (%w); please report this", err)
+	}
+	return &recipe, nil
+}
+
+// Text returns the recipe as YAML.
+func (r *Recipe) Text() string { return r.text }
+
+// dropped is the entry that takes a site away.
+func dropped(s *model.Site) Remove {
+	switch s.Kind {
+	case model.AttentionSite:
+		return Remove{Attention: literal(s.Name)}
+	case model.MLPSite:
+		return Remove{MLP: literal(s.Name)}
+	}
+	return Remove{Blocks: []string{literal(s.Name)}}
+}
+
+// literal is the pattern that matches a name alone.
+func literal(name string) string {
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(name)
+}
+
+// asYAML returns what a part of a recipe says, without what is left at its zero value.
+func asYAML(v reflect.Value) any {
+	switch v.Kind() {
+	case reflect.Pointer:
+		return asYAML(v.Elem())
+	case reflect.Struct:
+		out := yaml.MapSlice{}
+		t := v.Type()
+		for i := range t.NumField() {
+			key := t.Field(i).Tag.Get("yaml")
+			if key == "" || v.Field(i).IsZero() {
+				continue
+			}
+			out = append(out, yaml.MapItem{Key: key, Value: asYAML(v.Field(i))})
+		}
+		return out
+	case reflect.Slice:
+		out := make([]any, v.Len())
+		for i := range out {
+			out[i] = asYAML(v.Index(i))
+		}
+		return out
+	}
+	return v.Interface()
+}

@@ -1,0 +1,713 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fettle-dev/fettle/dataset"
+	"github.com/fettle-dev/fettle/internal/blas"
+	"github.com/fettle-dev/fettle/internal/safetensors"
+	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/model"
+	"github.com/fettle-dev/fettle/record"
+	"github.com/fettle-dev/fettle/search"
+	"github.com/fettle-dev/fettle/search/fitness"
+)
+
+// Found is what a search has found: for each size a recipe that gives each layer
+// its level, with rules alone.
+type Found struct {
+	Recipes []*Recipe // in the order of Search.Fit
+	Record  *record.Search
+}
+
+// SearchProgress is how far a search is, in an Event.
+type SearchProgress struct {
+	Fit                     string // the size that is searched for
+	Generation, Generations int    // 0: the start was chosen
+	Fitness                 float64
+	Bytes, Budget           int64
+	Improved                bool
+	Left                    time.Duration // foretold, for this size
+}
+
+// searchVersion is part of the keys of what searches keep; it grows when an equal
+// search would go another way.
+const searchVersion = 1
+
+// finder is a search under way.
+type finder struct {
+	run     *run
+	levels  *database
+	asked   *Search
+	genes   []gene
+	model   *fitness.Evaluator
+	unit    string // tokens or images
+	samples int    // for errors and results
+	began   time.Time
+	temp    string // folder of units where there is no cache
+}
+
+// Space says what a search may choose among, before any work is done.
+type Space struct {
+	Architecture string
+	SourceBytes  int64
+	Genes        []record.SearchGene
+	Smallest     int64 // bytes of the weight files, at most
+	Largest      int64
+	Budgets      []int64 // of each size that was asked for
+	Notes        []string
+}
+
+// MakeSpace opens the model of a recipe with a search and says what that may choose
+// among.
+func MakeSpace(ctx context.Context, recipe *Recipe, o Options) (*Space, error) {
+	if err := recipe.checkFit(); err != nil {
+		return nil, err
+	}
+	r := newRun(recipe, o)
+	if err := r.makePlan(ctx, recipe.allocatesOnData(), len(recipe.Remove) > 0); err != nil {
+		return nil, err
+	}
+	defer r.close()
+	defer r.space.Close()
+	genes, err := r.findGenes()
+	if err != nil {
+		return nil, err
+	}
+	budgets, err := r.budgets(genes)
+	if err != nil {
+		return nil, err
+	}
+	s := &Space{Architecture: r.graph.Architecture, SourceBytes: r.original.ckpt.Size(), Budgets: budgets, Notes: r.plan.Notes}
+	s.Genes, s.Smallest, s.Largest, err = r.describe(genes, nil)
+	return s, err
+}
+
+// Find searches for the levels of a recipe's layers that fit its sizes. What it does
+// is kept in the cache: a search that was stopped goes on where it was and finds what
+// it would have found.
+//
+// Errors: those of Run, *search.BudgetError for sizes that cannot be met, and
+// *fitness.Error.
+func Find(ctx context.Context, recipe *Recipe, o Options) (*Found, error) {
+	if err := recipe.checkFit(); err != nil {
+		return nil, err
+	}
+	if recipe.Calibration == nil {
+		return nil, &RecipeError{File: recipe.file, Where: "calibration", Reason: "is missing, and a search measures candidates on data; name some there or with --calibration"}
+	}
+	r := newRun(recipe, o)
+	r.clock.enter(StageOpen)
+	if err := r.makePlan(ctx, true, true); err != nil {
+		return nil, err
+	}
+	defer r.close()
+	defer r.space.Close()
+	f := &finder{run: r, asked: recipe.Search, began: time.Now()}
+	defer f.close()
+	if err := f.open(ctx); err != nil {
+		return nil, err
+	}
+	return f.find(ctx)
+}
+
+func (f *finder) close() {
+	if f.model != nil {
+		f.model.Close()
+	}
+	if f.temp != "" {
+		_ = os.RemoveAll(f.temp) // in the system's folder of temporary files
+	}
+}
+
+// open finds all faults that show without work, and makes the database.
+func (f *finder) open(ctx context.Context) (err error) {
+	r := f.run
+	if f.genes, err = r.findGenes(); err != nil {
+		return err
+	}
+	if err := f.checkBudgets(); err != nil {
+		return err
+	}
+	if err := model.CheckCopies(ctx, r.original.graph, model.Stored(r.original.ckpt)); err != nil {
+		return fmt.Errorf("%s: %w", r.recipe.Model.Path, err)
+	}
+	if r.sha, err = r.ckpt.SHA256(ctx); err != nil {
+		return err
+	}
+	r.kept = r.store
+	if r.store.dir == "" {
+		if f.temp, err = os.MkdirTemp("", "fettle-search-"); err != nil {
+			return &CacheError{Dir: os.TempDir(), Err: err}
+		}
+		r.kept = &store{dir: f.temp}
+	}
+	r.weights.store = r.kept
+	if err := f.openModel(); err != nil {
+		return err
+	}
+	if err := f.checkStages(); err != nil {
+		return err
+	}
+	if f.levels, err = r.build(ctx); err != nil {
+		return err
+	}
+	for i := range f.genes {
+		g := &f.genes[i]
+		for k := range g.levels {
+			for _, l := range g.layers[k] {
+				if reason := r.plan.Layers[l].leftOut; reason != "" {
+					g.usable[k] = reason
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// openModel makes what measures candidates. Levels are read from the database when
+// they are asked for.
+func (f *finder) openModel() (err error) {
+	r := f.run
+	m := fitness.Model{
+		Graph: r.graph, Weights: r.weights.original, Rows: r.ckpt.ReadRowFloat32,
+		Level: func(_ context.Context, gene, level int) (fitness.Variant, error) {
+			return f.levels.variant(&f.genes[gene], level)
+		},
+	}
+	tensors := &database{compression: newCompression(r)}
+	for i := range f.genes {
+		g := fitness.Gene{Tensors: tensors.tensors(&f.genes[i])}
+		if s := f.genes[i].site; s != nil {
+			g.Site = s.Ops
+		}
+		m.Genes = append(m.Genes, g)
+	}
+	var data fitness.Data
+	f.unit, f.samples = "images", 4096
+	switch s := r.calibration.(type) {
+	case imageSamples:
+		data.Images = s.Images
+	case textSamples:
+		f.unit, f.samples = "tokens", 131072
+		data.Sequences = sequences(s.Sequences)
+	}
+	f.model, err = fitness.New(r.pool, r.space, m, data, fitness.Options{
+		Measure: fitness.Measure(f.asked.Fitness), TopK: f.asked.TopK, Cache: f.levelCache(),
+	})
+	if err != nil {
+		return err
+	}
+	if f.asked.Samples > 0 {
+		f.samples = f.asked.Samples
+	}
+	f.samples = min(f.samples, f.model.Samples())
+	return nil
+}
+
+// levelCache is how many bytes of decoded levels may stay in memory: an eighth of
+// what may lie there beside what is fixed.
+func (f *finder) levelCache() int64 {
+	return activationLimit(f.run.options.Memory-f.run.plan.Memory.Fixed) / 8
+}
+
+func sequences(s *dataset.Sequences) [][]uint32 {
+	all := make([][]uint32, s.N)
+	for i := range all {
+		all[i] = s.Tokens(i)
+	}
+	return all
+}
+
+// budgets returns the bytes of each size that is asked for.
+func (r *run) budgets(genes []gene) ([]int64, error) {
+	var all []int64
+	for _, text := range r.recipe.Search.Fit {
+		z, err := parseSize(text)
+		if err != nil {
+			return nil, err // checked before
+		}
+		b, err := r.budget(genes, z)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, b)
+	}
+	return all, nil
+}
+
+// FitError says that a size cannot be met, or needs no search.
+type FitError struct {
+	Fit string
+	Err error // *search.BudgetError where levels are too large or too small
+	// Original is the source's size where the size is above that, else 0.
+	Original int64
+}
+
+func (e *FitError) Error() string {
+	var b *search.BudgetError
+	switch {
+	case e.Original > 0:
+		return fmt.Sprintf("search.fit: %s is more than the model takes as it is, %d bytes; there is nothing to do", e.Fit, e.Original)
+	case errors.As(e.Err, &b) && errors.Is(b, search.ErrBudgetTooSmall):
+		return fmt.Sprintf("search.fit: %s is %d bytes, and the smallest that the levels allow is %d; give a larger size, or cheaper levels", e.Fit, b.Bytes, b.Smallest)
+	case errors.As(e.Err, &b):
+		return fmt.Sprintf("search.fit: %s is %d bytes, and all layers at their dearest levels take %d; there is nothing to choose: give a smaller size, or dearer levels such as {keep: true}", e.Fit, b.Bytes, b.Largest)
+	}
+	return fmt.Sprintf("search.fit: %s: %v", e.Fit, e.Err)
+}
+
+func (e *FitError) Unwrap() error { return e.Err }
+
+// checkBudgets refuses sizes that cannot be met.
+func (f *finder) checkBudgets() error {
+	budgets, err := f.run.budgets(f.genes)
+	if err != nil {
+		return err
+	}
+	for i, b := range budgets {
+		if _, err := f.spaceFor(i, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// spaceFor returns the space of size i.
+func (f *finder) spaceFor(i int, budget int64) (*search.Space, error) {
+	fit := f.asked.Fit[i]
+	if from := f.run.original.ckpt.Size(); budget > from {
+		return nil, &FitError{Fit: fit, Original: from}
+	}
+	s, err := f.run.spaceOf(f.genes, budget)
+	var b *search.BudgetError
+	if errors.As(err, &b) {
+		return nil, &FitError{Fit: fit, Err: err}
+	}
+	return s, err
+}
+
+// checkStages refuses stages that want more samples than there are.
+func (f *finder) checkStages() error {
+	o := f.options()
+	for i, s := range o.Stages {
+		if s.Samples > f.model.Samples() {
+			return &RecipeError{File: f.run.recipe.file, Where: fmt.Sprintf("search.stages[%d]", i), Reason: fmt.Sprintf(
+				"wants %d %s, and the calibration data have %d; give more of them, or fewer in the stages", s.Samples, f.unit, f.model.Samples())}
+		}
+	}
+	return nil
+}
+
+func (f *finder) options() search.Options {
+	return f.asked.options(f.model.Samples(), len(f.genes))
+}
+
+// find searches for each size.
+func (f *finder) find(ctx context.Context) (*Found, error) {
+	r := f.run
+	r.clock.enter(StageSearch)
+	budgets, err := r.budgets(f.genes)
+	if err != nil {
+		return nil, err
+	}
+	rec := &record.Search{
+		Method: f.asked.Method, Fitness: f.asked.Fitness, TopK: f.asked.TopK, Unit: f.unit, Samples: f.model.Samples(), Seed: f.asked.Seed,
+	}
+	if rec.Genes, rec.Smallest, rec.Largest, err = r.describe(f.genes, f.levels); err != nil {
+		return nil, err
+	}
+	found := &Found{Record: rec}
+	for i, budget := range budgets {
+		space, err := f.spaceFor(i, budget)
+		if err != nil {
+			return nil, err
+		}
+		result, err := f.search(ctx, f.asked.Fit[i], space)
+		if err != nil {
+			return nil, err
+		}
+		recipe, err := r.found(f.genes, result.Levels)
+		if err != nil {
+			return nil, err
+		}
+		plan, err := MakePlan(ctx, recipe, Options{Workers: r.options.Workers, Memory: r.options.Memory, Cache: r.options.Cache})
+		if err != nil {
+			return nil, fmt.Errorf("the recipe that was found for %s: %w", f.asked.Fit[i], err)
+		}
+		if result.Bytes = plan.WeightBytes; result.Bytes > budget {
+			return nil, fmt.Errorf("what was found for %s takes %d bytes, %d are allowed; please report this", f.asked.Fit[i], result.Bytes, budget)
+		}
+		found.Recipes = append(found.Recipes, recipe)
+		rec.Results = append(rec.Results, *result)
+	}
+	rec.Seconds = time.Since(f.began).Seconds()
+	return found, nil
+}
+
+// search finds the levels for one size.
+func (f *finder) search(ctx context.Context, fit string, space *search.Space) (*record.SearchResult, error) {
+	base, err := f.baselines(ctx, space)
+	if err != nil {
+		return nil, err
+	}
+	result := &record.SearchResult{Asked: fit, Budget: space.Budget().Bytes, Samples: f.samples, Baselines: base}
+	result.Levels = levelsOf(base, f.asked.Method)
+	if f.asked.Method == searchMethods[0] {
+		if result.Levels, err = f.evolve(ctx, fit, space, levelsOf(base, f.asked.Start), result); err != nil {
+			return nil, err
+		}
+	}
+	all := []search.Candidate{result.Levels}
+	for _, b := range base {
+		all = append(all, b.Levels)
+	}
+	values, err := f.measured(ctx, "results", all)
+	if err != nil {
+		return nil, err
+	}
+	result.Fitness = values[0]
+	for i := range base {
+		base[i].Fitness = values[i+1]
+		// More samples than a generation's may show that a baseline was better.
+		if f.asked.Method == searchMethods[0] && values[i+1] < result.Fitness {
+			result.Levels, result.Fitness = base[i].Levels, values[i+1]
+		}
+	}
+	return result, nil
+}
+
+func levelsOf(base []record.SearchBaseline, name string) search.Candidate {
+	i := slices.IndexFunc(base, func(b record.SearchBaseline) bool { return b.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return base[i].Levels
+}
+
+// dpBuckets is how finely sums of errors count bytes.
+const dpBuckets = 20000
+
+// baselines returns the ways to choose levels that need few evaluations or none.
+func (f *finder) baselines(ctx context.Context, space *search.Space) ([]record.SearchBaseline, error) {
+	errs, err := f.levelErrors(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dp, err := space.SumOfErrors(ctx, errs, dpBuckets)
+	if err != nil {
+		return nil, err
+	}
+	greedy, err := space.Greedy(ctx, errs)
+	if err != nil {
+		return nil, err
+	}
+	var all []record.SearchBaseline
+	for _, b := range []struct {
+		name   string
+		levels search.Candidate
+	}{{"uniform", space.Uniform()}, {"dp", dp}, {"greedy", greedy}, {"random", space.Random(f.asked.Seed)}} {
+		all = append(all, record.SearchBaseline{Name: b.name, Levels: b.levels, Bytes: space.Cost(b.levels)})
+	}
+	return all, nil
+}
+
+// levelErrors returns what each level costs by itself: the fitness of the original with
+// that level alone, or the sum of its layers' relative errors.
+func (f *finder) levelErrors(ctx context.Context) ([][]float64, error) {
+	errs := make([][]float64, len(f.genes))
+	for i := range f.genes {
+		errs[i] = make([]float64, len(f.genes[i].levels))
+		for k := range errs[i] {
+			errs[i][k] = math.Inf(1)
+		}
+	}
+	if f.asked.Errors == "layer" {
+		for i := range f.genes {
+			for k := range f.genes[i].levels {
+				if e, ok := f.layerError(&f.genes[i], k); ok {
+					errs[i][k] = e
+				}
+			}
+		}
+		return errs, nil
+	}
+	var alone []search.Candidate
+	var at [][2]int
+	for i := range f.genes {
+		for k, reason := range f.genes[i].usable {
+			if reason != "" {
+				continue
+			}
+			c := make(search.Candidate, len(f.genes))
+			for j := range c {
+				c[j] = fitness.Original
+			}
+			c[i] = k
+			alone, at = append(alone, c), append(at, [2]int{i, k})
+		}
+	}
+	values, err := f.measured(ctx, "errors", alone)
+	if err != nil {
+		return nil, err
+	}
+	for n, v := range values {
+		errs[at[n][0]][at[n][1]] = v
+	}
+	return errs, nil
+}
+
+// layerError returns the sum of the relative errors of a gene's layers at a level.
+func (f *finder) layerError(g *gene, level int) (sum float64, ok bool) {
+	if g.usable[level] != "" {
+		return 0, false
+	}
+	if g.levels[level].drop != "" {
+		return float64(len(g.layers[level])), true
+	}
+	for _, l := range g.layers[level] {
+		if f.run.plan.Layers[l].solvable() {
+			sum += max(f.levels.errors[l], 0)
+		}
+	}
+	return sum, true
+}
+
+// together is how many candidates are measured between two words of progress.
+const together = 64
+
+// measured returns the fitness of candidates on all of f.samples, which are kept on
+// disk.
+func (f *finder) measured(ctx context.Context, kind string, all []search.Candidate) ([]float64, error) {
+	k, err := f.key(kind, f.samples, all)
+	if err != nil {
+		return nil, err
+	}
+	v, _, err := unit(f.run.kept, k, layer.DecodeVectors, layer.EncodeVectors, func() (*layer.Vectors, error) {
+		var values []float64
+		for part := range slices.Chunk(all, together) {
+			some, err := f.model.Evaluate(ctx, part, search.Batch{Samples: f.samples, Survivors: len(part)})
+			if err != nil {
+				return nil, err
+			}
+			values = append(values, some...)
+			f.run.clock.emit(Event{Done: len(values), Total: len(all)})
+		}
+		return &layer.Vectors{Of: [][]float64{values}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(v.Of) != 1 || len(v.Of[0]) != len(all) {
+		return nil, &CacheError{Dir: f.run.kept.dir, Err: errLostUnit}
+	}
+	return v.Of[0], nil
+}
+
+// key is of all that a measurement of candidates depends on, and more.
+func (f *finder) key(parts ...any) (string, error) {
+	all := []any{
+		"search", searchVersion, layer.EncodingVersion, blas.Path, f.run.sha, f.run.graph.Hash(), f.run.calibration.sha256(),
+		f.asked.Fitness, f.asked.TopK, f.levels.keys,
+	}
+	for _, g := range f.genes {
+		all = append(all, g.name, g.layers)
+		for _, l := range g.levels {
+			all = append(all, l.name, l.drop)
+		}
+	}
+	return key(append(all, parts...)...)
+}
+
+// generation is what is kept of one.
+type generation struct {
+	State       search.State              `json:"state"`
+	Fitness     *float64                  `json:"fitness,omitempty"` // nil where it was not measured
+	Bytes       int64                     `json:"bytes"`
+	Improved    bool                      `json:"improved"`
+	Seconds     float64                   `json:"seconds"`
+	Evaluations []record.SearchEvaluation `json:"evaluations"`
+}
+
+// evolve runs EvoPress from where units on disk say that it was, and fills in the
+// record's generations and evaluations.
+func (f *finder) evolve(ctx context.Context, fit string, space *search.Space, start search.Candidate, result *record.SearchResult) (search.Candidate, error) {
+	o := f.options()
+	o.Start = start
+	id, err := f.key("evolve", space.Budget(), spaceBytes(space), start, o.Seed, o.Offspring, o.Stages, o.Random, f.asked.Switch)
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	for g := range o.Generations + 1 {
+		k, err := key(id, g)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+	}
+	var seconds float64
+	note := func(g generation) {
+		seconds += g.Seconds
+		at := record.SearchGeneration{Generation: g.State.Generation, Bytes: g.Bytes, Levels: g.State.Parent, Improved: g.Improved, Seconds: seconds, Fitness: -1}
+		if g.Fitness != nil {
+			at.Fitness = *g.Fitness
+		}
+		result.Generations = append(result.Generations, at)
+		result.Evaluations = append(result.Evaluations, g.Evaluations...)
+		p := &SearchProgress{
+			Fit: fit, Generation: g.State.Generation, Generations: o.Generations, Fitness: at.Fitness, Bytes: g.Bytes,
+			Budget: space.Budget().Bytes, Improved: g.Improved,
+		}
+		if n := g.State.Generation; n > 0 {
+			p.Left = time.Duration(seconds / float64(n) * float64(o.Generations-n) * float64(time.Second))
+		}
+		f.run.clock.emit(Event{Search: p})
+	}
+	for _, k := range keys {
+		g, ok := load(f.run.kept, k, decodeGeneration)
+		if !ok || space.Check(g.State.Parent) != nil || g.State.Seed != o.Seed {
+			break
+		}
+		f.run.store.reused++
+		state := g.State
+		o.Resume = &state
+		note(g)
+	}
+	var lost error
+	var log []record.SearchEvaluation
+	began := time.Now()
+	o.Progress = func(p search.Progress) {
+		g := generation{State: p.State, Bytes: p.Cost, Improved: p.Improved, Seconds: time.Since(began).Seconds(), Evaluations: log}
+		if !math.IsNaN(p.Fitness) && !math.IsInf(p.Fitness, 0) {
+			g.Fitness = &p.Fitness
+		}
+		f.run.store.computed++
+		lost = errors.Join(lost, save(f.run.kept, keys[p.State.Generation], g, encodeGeneration))
+		note(g)
+		log, began = nil, time.Now()
+	}
+	best, err := search.Evolve(ctx, space, o, func(ctx context.Context, candidates []search.Candidate, batch search.Batch) ([]float64, error) {
+		if lost != nil {
+			return nil, lost
+		}
+		values, err := f.model.Evaluate(ctx, candidates, batch)
+		for i, v := range values {
+			e := record.SearchEvaluation{Generation: batch.Generation, Stage: batch.Stage, Samples: batch.Samples, Bytes: space.Cost(candidates[i]), Fitness: v, Levels: letters(candidates[i])}
+			if math.IsInf(v, 0) {
+				e.Fitness = -1
+			}
+			log = append(log, e)
+		}
+		return values, err
+	})
+	if err = errors.Join(err, lost); err != nil {
+		return nil, err
+	}
+	return best.Candidate, nil
+}
+
+// spaceBytes lists the bytes of all levels.
+func spaceBytes(s *search.Space) (all [][]int64) {
+	for _, g := range s.Genes() {
+		var bytes []int64
+		for _, l := range g.Levels {
+			bytes = append(bytes, l.Bytes)
+		}
+		all = append(all, bytes)
+	}
+	return all
+}
+
+// letters writes a candidate's levels, a letter each.
+func letters(c search.Candidate) string {
+	const digits = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	var b strings.Builder
+	for _, l := range c {
+		if l < len(digits) {
+			b.WriteByte(digits[l])
+		} else {
+			b.WriteByte('+')
+		}
+	}
+	return b.String()
+}
+
+const generationKey = "fettle.generation"
+
+// encodeGeneration writes a generation as the metadata of a safetensors file without
+// tensors.
+func encodeGeneration(w io.Writer, g generation) error {
+	text, err := json.Marshal(g)
+	if err != nil {
+		return err
+	}
+	return safetensors.Write(w, nil, map[string]string{generationKey: string(text)})
+}
+
+func decodeGeneration(r io.ReaderAt, size int64) (g generation, err error) {
+	h, err := safetensors.ReadHeader(r, size)
+	if err != nil {
+		return g, err
+	}
+	return g, json.Unmarshal([]byte(h.Metadata[generationKey]), &g)
+}
+
+// describe returns the genes as the record has them, with what is known of their
+// errors, and the sizes of the whole.
+func (r *run) describe(genes []gene, d *database) (all []record.SearchGene, smallest, largest int64, err error) {
+	s, err := r.sizesOf(genes, r.original.ckpt.Size())
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	smallest, largest = s.rest, s.rest
+	for i, g := range genes {
+		out := record.SearchGene{Name: g.name}
+		for _, l := range g.layers[0] {
+			out.Layers = append(out.Layers, r.plan.Layers[l].Name)
+		}
+		least, most := int64(-1), int64(0)
+		for k, l := range g.levels {
+			level := record.SearchLevel{Name: l.name, Bytes: max(s.levels[i][k], 0), LeftOut: g.usable[k]}
+			if g.usable[k] == "" {
+				if least < 0 || level.Bytes < least {
+					least = level.Bytes
+				}
+				most = max(most, level.Bytes)
+				if d != nil {
+					level.RelativeError = d.meanError(r, &g, k)
+				}
+			}
+			out.Levels = append(out.Levels, level)
+		}
+		smallest, largest = smallest+max(least, 0), largest+most
+		all = append(all, out)
+	}
+	return all, smallest, largest, nil
+}
+
+// meanError is the mean relative error of a gene's layers at a level; nil where it is
+// not known.
+func (d *database) meanError(r *run, g *gene, level int) *float64 {
+	sum, n := 0.0, 0
+	for _, l := range g.layers[level] {
+		if r.plan.Layers[l].solvable() && d.errors[l] >= 0 {
+			sum += d.errors[l]
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	sum /= float64(n)
+	return &sum
+}

@@ -55,14 +55,14 @@ func (rule *Rule) resolveLevels() (where, reason string) {
 		if reason != "" {
 			return at + where, reason
 		}
+		if e.Drop != "" && drops != "" {
+			return at + ".drop", "is there twice; a rule drops sublayers or blocks"
+		}
 		for _, l := range all {
 			if seen[l.name] {
 				return at, fmt.Sprintf("has %q, which is there already; remove one of them, or let them differ in bits, group_size, sparsity, pattern, rank or method", l.name)
 			}
 			seen[l.name] = true
-		}
-		if e.Drop != "" && drops != "" {
-			return at + ".drop", "is there twice; a rule drops sublayers or blocks"
 		}
 		drops += e.Drop
 		rule.levels = append(rule.levels, all...)

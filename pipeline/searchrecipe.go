@@ -165,8 +165,10 @@ func (s *Search) check() (where, reason string) {
 	}
 	var bad *search.OptionError
 	if err := s.options(64, 2).Check(); errors.As(err, &bad) {
-		key := strings.ReplaceAll(strings.ToLower(bad.Field), "the last stage's survivors", "stages")
-		return "." + key, fmt.Sprintf("is %v, want %s", bad.Value, bad.Allowed)
+		if strings.Contains(bad.Field, "last stage") {
+			return ".stages", fmt.Sprintf("leave %v survivors at the end, want %s", bad.Value, bad.Allowed)
+		}
+		return "." + strings.ToLower(bad.Field), fmt.Sprintf("is %v, want %s", bad.Value, bad.Allowed)
 	}
 	return "", ""
 }

@@ -185,8 +185,7 @@ func compare(z, y []float32, target, i, document int) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	_, difference := weigh(z, y, lz)
-	kl := max(difference-(lz-ly), 0) // rounding can make what is nearly 0 negative
+	kl := Divergence(z, y, lz, ly)
 	return answer{
 		same:     vec.Argmax(z) == vec.Argmax(y),
 		original: lz - float64(z[target]), compressed: ly - float64(y[target]),
@@ -196,7 +195,7 @@ func compare(z, y []float32, target, i, document int) (answer, error) {
 
 // normalizer returns log Σ eᶻ, and fails where a logit is not finite.
 func normalizer(model string, z []float32, i, document int) (float64, error) {
-	if s := vec.Sum(z); math.IsNaN(s) || math.IsInf(s, 0) { // no sum of finite float32 overflows float64
+	if !Finite(z) {
 		for id, v := range z {
 			if f := float64(v); math.IsNaN(f) || math.IsInf(f, 0) {
 				return 0, &Error{Model: model, Sample: document, Problem: fmt.Sprintf("row %d: the logit of token %d is %v: check the model's weights", i, id, v)}
@@ -204,6 +203,20 @@ func normalizer(model string, z []float32, i, document int) (float64, error) {
 		}
 	}
 	return vec.LogSumExp(z), nil
+}
+
+// Finite reports whether a row of logits has neither NaN nor infinity.
+func Finite(z []float32) bool {
+	s := vec.Sum(z) // no sum of finite float32 overflows float64
+	return !math.IsNaN(s) && !math.IsInf(s, 0)
+}
+
+// Divergence returns KL(softmax(z) ‖ softmax(y)) in nats of two rows of finite
+// logits as long as each other, given lz = log Σ eᶻ and ly = log Σ eʸ of
+// vec.LogSumExp. It is at least 0, and 0 for equal rows.
+func Divergence(z, y []float32, lz, ly float64) float64 {
+	_, difference := weigh(z, y, lz)
+	return max(difference-(lz-ly), 0) // rounding can make what is nearly 0 negative
 }
 
 // weigh returns Σ p and Σ p·(z − y) with p = e^(z − lz).

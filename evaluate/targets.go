@@ -192,7 +192,7 @@ func (t *TargetsWriter) put(b []byte, z []float32, lz float64, target int) {
 	kept := z
 	var ids []int
 	if !t.full() {
-		ids = mostLikely(z, t.kept)
+		ids = MostLikely(z, t.kept)
 		kept = make([]float32, len(ids))
 		for i, id := range ids {
 			kept[i] = z[id]
@@ -215,9 +215,9 @@ func (t *TargetsWriter) put(b []byte, z []float32, lz float64, target int) {
 	}
 }
 
-// mostLikely returns the k tokens with the largest logits, falling, equal ones
+// MostLikely returns the k tokens with the largest logits, falling, equal ones
 // by id. It keeps up to 2k candidates, so that most tokens cost one comparison.
-func mostLikely(z []float32, k int) []int {
+func MostLikely(z []float32, k int) []int {
 	order := func(a, b int) int { return cmp.Or(cmp.Compare(z[b], z[a]), a-b) }
 	found := make([]int, 0, 2*k)
 	least := float32(math.Inf(-1)) // what a token must exceed to be among the k

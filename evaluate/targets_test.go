@@ -153,7 +153,7 @@ func TestMostLikely(t *testing.T) {
 			}
 			return 0
 		})
-		if got := mostLikely(z, k); !slices.Equal(got, order[:k]) {
+		if got := MostLikely(z, k); !slices.Equal(got, order[:k]) {
 			t.Fatalf("%d of %v: %v, want %v", k, z, got, order[:k])
 		}
 	}

@@ -59,7 +59,7 @@ type Executor struct {
 	rows    Rows           // nil: tables are read whole
 	space   *scratch.Space // nil: values come from the heap
 	lastUse []int
-	scratch sync.Pool // of *[]float32: attention's tiles, one for each busy worker
+	scratch *sync.Pool // of *[]float32: attention's tiles, one for each busy worker
 }
 
 // NewExecutor returns an executor of g on p's workers (nil: on the caller
@@ -68,7 +68,7 @@ func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
 	if p == nil {
 		p = pool.New(1)
 	}
-	e := &Executor{graph: g, invalid: g.Check(), pool: p, weights: w}
+	e := &Executor{graph: g, invalid: g.Check(), pool: p, weights: w, scratch: &sync.Pool{}}
 	if e.invalid == nil {
 		e.lastUse = g.LastUse()
 	}
@@ -80,6 +80,14 @@ func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
 // caller's to free. Call it before the first step. Without it values are left to
 // the collector.
 func (e *Executor) AllocateWith(s *scratch.Space) { e.space = s }
+
+// With returns an executor that differs in its weights and its rows alone. It
+// costs nothing: the graph is not checked again.
+func (e *Executor) With(w Weights, r Rows) *Executor {
+	other := *e
+	other.weights, other.rows = w, r
+	return &other
+}
 
 // Step computes operation op for a batch, given the values that it reads in
 // the order of Op.Inputs. It writes neither to its inputs nor to memory that

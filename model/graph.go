@@ -102,8 +102,8 @@ func (o *Op) Groups() int {
 	return o.Conv.Groups
 }
 
-// tensors lists the tensors that the operation reads.
-func (o *Op) tensors() []string {
+// Tensors lists the tensors that the operation reads.
+func (o *Op) Tensors() []string {
 	var names []string
 	for _, name := range []string{o.Weight, o.Bias} {
 		if name != "" {
@@ -288,7 +288,7 @@ func (g *Graph) Tensors() []string {
 	var names []string
 	seen := make(map[string]bool)
 	for i := range g.Ops {
-		for _, name := range g.Ops[i].tensors() {
+		for _, name := range g.Ops[i].Tensors() {
 			if !seen[name] {
 				names = append(names, name)
 			}
@@ -303,7 +303,7 @@ func (g *Graph) Tensors() []string {
 // both.
 func (g *Graph) Tied(i int) bool {
 	for j := range g.Ops {
-		if j != i && slices.Contains(g.Ops[j].tensors(), g.Ops[i].Weight) {
+		if j != i && slices.Contains(g.Ops[j].Tensors(), g.Ops[i].Weight) {
 			return true
 		}
 	}
@@ -319,8 +319,8 @@ func (g *Graph) NormBefore(value int) *Op {
 		return nil
 	}
 	for j := range g.Ops {
-		for _, name := range g.Ops[j].tensors() {
-			if j != at && slices.Contains(g.Ops[at].tensors(), name) {
+		for _, name := range g.Ops[j].Tensors() {
+			if j != at && slices.Contains(g.Ops[at].Tensors(), name) {
 				return nil
 			}
 		}

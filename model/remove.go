@@ -255,7 +255,7 @@ func (r *remover) remainder() (*Remainder, error) {
 func (r *remover) parts() []loader.Part {
 	read := map[string]bool{} // by operations that go: true where one that stays reads it too
 	for i := range r.g.Ops {
-		for _, name := range r.g.Ops[i].tensors() {
+		for _, name := range r.g.Ops[i].Tensors() {
 			read[name] = read[name] || !r.gone[i]
 		}
 	}

@@ -94,7 +94,7 @@ func silenced(t testing.TB, g *Graph, w Weights, shapes map[string][]int, remova
 				if !slices.Contains(g.Ops[i].Inputs, op.Output) || op.Kind == Add {
 					continue
 				}
-				for _, name := range op.tensors() {
+				for _, name := range op.Tensors() {
 					if op.BatchNorm == nil || name == op.BatchNorm.Scale || name == op.BatchNorm.Shift {
 						also(name, all)
 					}

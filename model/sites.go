@@ -267,13 +267,13 @@ func (g *Graph) checkOwned(s *Site) error {
 		own[sl.Tensor] = true
 	}
 	for _, i := range s.Ops {
-		for _, name := range g.Ops[i].tensors() {
+		for _, name := range g.Ops[i].Tensors() {
 			own[name] = true
 		}
 	}
 	readers := map[string]int{}
 	for i := range g.Ops {
-		for _, name := range g.Ops[i].tensors() {
+		for _, name := range g.Ops[i].Tensors() {
 			readers[name]++
 		}
 	}

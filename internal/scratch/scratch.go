@@ -43,6 +43,14 @@ type buffer struct {
 // files.
 func New(dir string, limit int64) *Space { return &Space{dir: dir, limit: limit} }
 
+// Limit returns how many bytes lie in memory at most, 0 where there is no limit.
+func (s *Space) Limit() int64 {
+	if s == nil {
+		return 0
+	}
+	return s.limit
+}
+
 // Error says that no buffer could be had.
 type Error struct {
 	Bytes int64

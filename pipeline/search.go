@@ -360,38 +360,47 @@ func (f *finder) search(ctx context.Context, fit string, space *search.Space) (*
 	if err != nil {
 		return nil, err
 	}
-	result := &record.SearchResult{Asked: fit, Budget: space.Budget().Bytes, Samples: f.samples, Baselines: base}
-	result.Levels = levelsOf(base, f.asked.Method)
-	if f.asked.Method == searchMethods[0] {
-		if result.Levels, err = f.evolve(ctx, fit, space, levelsOf(base, f.asked.Start), result); err != nil {
-			return nil, err
-		}
+	candidates := make([]search.Candidate, len(base))
+	for i, b := range base {
+		candidates[i] = b.Levels
 	}
-	all := []search.Candidate{result.Levels}
-	for _, b := range base {
-		all = append(all, b.Levels)
-	}
-	values, err := f.measured(ctx, "results", all)
+	values, err := f.measured(ctx, "baselines", candidates)
 	if err != nil {
 		return nil, err
 	}
-	result.Fitness = values[0]
-	for i := range base {
-		base[i].Fitness = values[i+1]
-		// More samples than a generation's may show that a baseline was better.
-		if f.asked.Method == searchMethods[0] && values[i+1] < result.Fitness {
-			result.Levels, result.Fitness = base[i].Levels, values[i+1]
+	best := 0
+	for i, v := range values {
+		base[i].Fitness = v
+		if v < values[best] {
+			best = i
 		}
+	}
+	result := &record.SearchResult{Asked: fit, Budget: space.Budget().Bytes, Samples: f.samples, Baselines: base}
+	if at := baseline(base, f.asked.Method); at >= 0 {
+		result.Levels, result.Fitness = base[at].Levels, base[at].Fitness
+		return result, nil
+	}
+	start := best
+	if at := baseline(base, f.asked.Start); at >= 0 {
+		start = at
+	}
+	evolved, err := f.evolve(ctx, fit, space, base[start].Levels, result)
+	if err != nil {
+		return nil, err
+	}
+	if values, err = f.measured(ctx, "result", []search.Candidate{evolved}); err != nil {
+		return nil, err
+	}
+	result.Levels, result.Fitness = evolved, values[0]
+	if base[best].Fitness < result.Fitness { // on more samples than a generation's
+		result.Levels, result.Fitness = base[best].Levels, base[best].Fitness
 	}
 	return result, nil
 }
 
-func levelsOf(base []record.SearchBaseline, name string) search.Candidate {
-	i := slices.IndexFunc(base, func(b record.SearchBaseline) bool { return b.Name == name })
-	if i < 0 {
-		return nil
-	}
-	return base[i].Levels
+// baseline returns which one has a name; −1 for none.
+func baseline(base []record.SearchBaseline, name string) int {
+	return slices.IndexFunc(base, func(b record.SearchBaseline) bool { return b.Name == name })
 }
 
 // dpBuckets is how finely sums of errors count bytes.

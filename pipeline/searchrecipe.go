@@ -23,7 +23,7 @@ type Search struct {
 	Fit Sizes `yaml:"fit"`
 
 	Method string `yaml:"method"` // evopress (default), dp, greedy, random, uniform
-	Start  string `yaml:"start"`  // of evopress: dp (default), greedy, random, uniform
+	Start  string `yaml:"start"`  // of evopress: best (default) of these: dp, greedy, random, uniform
 	Errors string `yaml:"errors"` // of dp and greedy: output (default), layer
 
 	Fitness string `yaml:"fitness"` // kl (default), topk-kl, loss
@@ -118,7 +118,7 @@ func parseSize(text string) (size, error) {
 // searchMethods and their like: the default first.
 var (
 	searchMethods = []string{"evopress", "dp", "greedy", "random", "uniform"}
-	searchStarts  = []string{"dp", "greedy", "random", "uniform"}
+	searchStarts  = []string{"best", "dp", "greedy", "random", "uniform"}
 	searchFitness = []string{"kl", "topk-kl", "loss"}
 	searchPresets = []string{"quantization", "sparsity", "depth", "super-fast"}
 )

@@ -47,8 +47,11 @@ func (r *run) found(genes []gene, levels []int) (*Recipe, error) {
 					names = append(names, literal(r.plan.Layers[n].Name))
 				}
 			}
-			if len(names) > 0 {
-				recipe.Rules = append(recipe.Rules, Rule{Match: strings.Join(names, "|"), Steps: l.steps})
+			if p, _, _ := sorted(l.steps); p == nil && len(names) > 0 {
+				names = []string{strings.Join(names, "|")}
+			}
+			for _, name := range names { // a sparsity is shared out over a rule's layers
+				recipe.Rules = append(recipe.Rules, Rule{Match: name, Steps: l.steps})
 			}
 		}
 	}

@@ -88,6 +88,12 @@ func (r *run) finishGene(g *gene) {
 	if g.site == nil {
 		return
 	}
+	_, err := model.Remove(r.graph, r.ckpt.Tensors(), r.recipe.modelOptions(r.config), []model.Removal{{Kind: g.site.Kind, Site: g.site.Name}})
+	for i, l := range g.levels {
+		if l.drop != "" && err != nil {
+			g.usable[i] = err.Error()
+		}
+	}
 	weights := map[string]bool{}
 	for _, i := range g.layers[0] {
 		weights[r.plan.Layers[i].Weight] = true

@@ -255,7 +255,7 @@ func (r *run) startRecord(ctx context.Context) error {
 			Architecture: r.graph.Architecture, Tensors: len(r.original.ckpt.Tensors()), UnknownClasses: r.ckpt.UnknownClasses(),
 		},
 		Sequential: r.recipe.Sequential, Search: r.search,
-		Units:      record.Units{Dir: r.options.Cache},
+		Units: record.Units{Dir: r.options.Cache},
 	}
 	if unknown := r.ckpt.UnknownClasses(); len(unknown) > 0 {
 		r.clock.emit(Event{Warning: fmt.Sprintf("%s names classes that fettle does not know (%s); none of them was run", r.ckpt.Path(), strings.Join(unknown, ", "))})

@@ -53,7 +53,8 @@ type finder struct {
 	unit    string // tokens or images
 	samples int    // for errors and results
 	began   time.Time
-	temp    string // folder of units where there is no cache
+	temp    string          // folder of units where there is no cache
+	runs    map[string]bool // by the genes that are dropped: whether what is left is a model
 }
 
 // Space says what a search may choose among, before any work is done.
@@ -112,7 +113,7 @@ func Find(ctx context.Context, recipe *Recipe, o Options) (*Found, error) {
 	}
 	defer r.close()
 	defer r.space.Close()
-	f := &finder{run: r, asked: recipe.Search, began: time.Now()}
+	f := &finder{run: r, asked: recipe.Search, began: time.Now(), runs: map[string]bool{}}
 	defer f.close()
 	if err := f.open(ctx); err != nil {
 		return nil, err
@@ -268,6 +269,9 @@ func (e *FitError) Error() string {
 
 func (e *FitError) Unwrap() error { return e.Err }
 
+// errNoCandidate says that a search has met none that works.
+var errNoCandidate = errors.New("no candidate within it gives a model that runs; allow other levels, or a larger size")
+
 // checkBudgets refuses sizes that cannot be met.
 func (f *finder) checkBudgets() error {
 	budgets, err := f.run.budgets(f.genes)
@@ -370,14 +374,18 @@ func (f *finder) search(ctx context.Context, fit string, space *search.Space) (*
 	}
 	best := 0
 	for i, v := range values {
-		base[i].Fitness = v
+		if base[i].Fitness = v; math.IsInf(v, 0) {
+			base[i].Fitness = -1 // JSON has no infinity
+		}
 		if v < values[best] {
 			best = i
 		}
 	}
 	result := &record.SearchResult{Asked: fit, Budget: space.Budget().Bytes, Samples: f.samples, Baselines: base}
 	if at := baseline(base, f.asked.Method); at >= 0 {
-		result.Levels, result.Fitness = base[at].Levels, base[at].Fitness
+		if result.Levels, result.Fitness = base[at].Levels, base[at].Fitness; result.Fitness < 0 {
+			return nil, &FitError{Fit: fit, Err: errNoCandidate}
+		}
 		return result, nil
 	}
 	start := best
@@ -392,8 +400,11 @@ func (f *finder) search(ctx context.Context, fit string, space *search.Space) (*
 		return nil, err
 	}
 	result.Levels, result.Fitness = evolved, values[0]
-	if base[best].Fitness < result.Fitness { // on more samples than a generation's
+	if result.Fitness > base[best].Fitness && base[best].Fitness >= 0 { // on more samples than a generation's
 		result.Levels, result.Fitness = base[best].Levels, base[best].Fitness
+	}
+	if math.IsInf(result.Fitness, 0) {
+		return nil, &FitError{Fit: fit, Err: errNoCandidate}
 	}
 	return result, nil
 }
@@ -504,7 +515,7 @@ func (f *finder) measured(ctx context.Context, kind string, all []search.Candida
 	v, _, err := unit(f.run.kept, k, layer.DecodeVectors, layer.EncodeVectors, func() (*layer.Vectors, error) {
 		var values []float64
 		for part := range slices.Chunk(all, together) {
-			some, err := f.model.Evaluate(ctx, part, search.Batch{Samples: f.samples, Survivors: len(part)})
+			some, err := f.evaluate(ctx, part, search.Batch{Samples: f.samples, Survivors: len(part)})
 			if err != nil {
 				return nil, err
 			}
@@ -520,6 +531,56 @@ func (f *finder) measured(ctx context.Context, kind string, all []search.Candida
 		return nil, &CacheError{Dir: f.run.kept.dir, Err: errLostUnit}
 	}
 	return v.Of[0], nil
+}
+
+// evaluate measures candidates. What is left of some can be no model, such as a stage
+// of a ResNet that has lost all of its blocks: such a one fails.
+func (f *finder) evaluate(ctx context.Context, candidates []search.Candidate, batch search.Batch) ([]float64, error) {
+	values := make([]float64, len(candidates))
+	var able []search.Candidate
+	var at []int
+	for i, c := range candidates {
+		if f.able(c) {
+			able, at = append(able, c), append(at, i)
+		} else {
+			values[i] = math.Inf(1)
+		}
+	}
+	if len(able) == 0 {
+		return values, nil
+	}
+	batch.Survivors = min(batch.Survivors, len(able))
+	some, err := f.model.Evaluate(ctx, able, batch)
+	if err != nil {
+		return nil, err
+	}
+	for i, v := range some {
+		values[at[i]] = v
+	}
+	return values, nil
+}
+
+// able reports whether what a candidate leaves of the model can be built.
+func (f *finder) able(c search.Candidate) bool {
+	var gone []model.Removal
+	id := ""
+	for i, k := range c {
+		if k >= 0 && f.genes[i].levels[k].drop != "" {
+			s := f.genes[i].site
+			gone = append(gone, model.Removal{Kind: s.Kind, Site: s.Name})
+			id += fmt.Sprint(i, " ")
+		}
+	}
+	if len(gone) == 0 {
+		return true
+	}
+	ok, known := f.runs[id]
+	if !known {
+		_, err := model.Remove(f.run.graph, f.run.ckpt.Tensors(), f.run.recipe.modelOptions(f.run.config), gone)
+		ok = err == nil
+		f.runs[id] = ok
+	}
+	return ok
 }
 
 // key is of all that a measurement of candidates depends on, and more.
@@ -609,7 +670,7 @@ func (f *finder) evolve(ctx context.Context, fit string, space *search.Space, st
 		if lost != nil {
 			return nil, lost
 		}
-		values, err := f.model.Evaluate(ctx, candidates, batch)
+		values, err := f.evaluate(ctx, candidates, batch)
 		for i, v := range values {
 			e := record.SearchEvaluation{Generation: batch.Generation, Stage: batch.Stage, Samples: batch.Samples, Bytes: space.Cost(candidates[i]), Fitness: v, Levels: letters(candidates[i])}
 			if math.IsInf(v, 0) {

@@ -58,13 +58,13 @@ type SearchBaseline struct {
 	Name    string  `json:"name"` // uniform, dp, greedy, random
 	Bytes   int64   `json:"bytes"`
 	Levels  []int   `json:"levels"`
-	Fitness float64 `json:"fitness"`
+	Fitness float64 `json:"fitness"` // −1 where the model cannot run
 }
 
 // SearchGeneration is how far the search was. Generation 0 is the start.
 type SearchGeneration struct {
 	Generation int     `json:"generation"`
-	Fitness    float64 `json:"fitness"` // of the parent, on this generation's own samples
+	Fitness    float64 `json:"fitness"` // of the parent, on this generation's own samples; −1 where it was not measured
 	Bytes      int64   `json:"bytes"`
 	Levels     []int   `json:"levels"`
 	Improved   bool    `json:"improved"`
@@ -77,6 +77,6 @@ type SearchEvaluation struct {
 	Stage      int     `json:"s"`
 	Samples    int     `json:"n"`
 	Bytes      int64   `json:"b"`
-	Fitness    float64 `json:"f"` // −1 where it was stopped early
+	Fitness    float64 `json:"f"` // −1 where it was stopped early, or cannot run
 	Levels     string  `json:"l"` // by gene, a letter each: 0-9, a-z, A-Z; higher ones are "+"
 }

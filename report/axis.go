@@ -9,7 +9,8 @@ import (
 type axis struct {
 	lo, hi     float64
 	log        bool
-	start, end px // the places of lo and hi
+	step       float64 // between ticks of a linear scale
+	start, end px      // the places of lo and hi
 }
 
 // Numbers beyond these lie on the edges: a scale that held them would overflow.
@@ -30,14 +31,14 @@ func newAxis(values []float64, start, end px) axis {
 	}
 	switch {
 	case a.lo > a.hi || a.lo == 0 && a.hi == 0:
-		a.lo, a.hi = 0, 1
+		a.lo, a.hi, a.step = 0, 1, 0.2
 	case a.lo >= 0 && a.hi > wide*positive:
 		a.log = true
 		a.lo, a.hi = roundDown(positive), roundUp(a.hi)
 	default:
 		a.widen(0.02)
-		step := a.step(4)
-		a.lo, a.hi = step*math.Floor(a.lo/step), step*math.Ceil(a.hi/step)
+		a.step = a.stepOf(4)
+		a.lo, a.hi = a.step*math.Floor(a.lo/a.step), a.step*math.Ceil(a.hi/a.step)
 	}
 	return a
 }
@@ -49,8 +50,8 @@ func (a *axis) widen(by float64) {
 	}
 }
 
-// step returns a round number that goes into the range about n times.
-func (a axis) step(n float64) float64 {
+// stepOf returns a round number that goes into the range n times at most.
+func (a axis) stepOf(n float64) float64 {
 	return roundUp(max(a.hi-a.lo, smallestShown) / n)
 }
 
@@ -67,7 +68,7 @@ func (a axis) at(v float64) px {
 	return a.start + (a.end-a.start)*px(max(0, min(t, 1)))
 }
 
-// mark is a number of a scale.
+// axisTick is a number of a scale.
 type axisTick struct {
 	At    px
 	Label string
@@ -78,17 +79,16 @@ func (a axis) ticks() []axisTick {
 	if a.log {
 		return a.logTicks()
 	}
-	step := a.step(4)
-	return a.linearTicks(step, func(v float64) string { return tickLabel(v, step) })
+	return a.linearTicks(func(v float64) string { return tickLabel(v, a.step) })
 }
 
-func (a axis) linearTicks(step float64, label func(float64) string) []axisTick {
+func (a axis) linearTicks(label func(float64) string) []axisTick {
 	const most = 20
 	var ticks []axisTick
-	first := math.Ceil(a.lo/step - 1e-9)
+	first := math.Ceil(a.lo/a.step - 1e-9)
 	for i := range most {
-		v := (first + float64(i)) * step
-		if v > a.hi+1e-9*step {
+		v := (first + float64(i)) * a.step
+		if v > a.hi+1e-9*a.step {
 			break
 		}
 		ticks = append(ticks, axisTick{a.at(v), label(v)})
@@ -102,7 +102,7 @@ func (a axis) logTicks() []axisTick {
 	lo, hi := int(math.Floor(math.Log10(a.lo)+1e-9)), int(math.Ceil(math.Log10(a.hi)-1e-9))
 	every := (hi-lo)/8 + 1
 	factors := []float64{1, 2, 5}
-	if hi-lo > 2 {
+	if hi-lo > 3 {
 		factors = factors[:1]
 	}
 	var ticks []axisTick
@@ -154,14 +154,15 @@ func newBytesAxis(bytes []int64, start, end px) (axis, []axisTick) {
 			unit, name = u.size, u.name
 		}
 	}
-	step := max(1, a.step(4))
-	return a, a.linearTicks(step, func(v float64) string { return tickLabel(v/unit, step/unit) + name })
+	a.step = max(1, a.stepOf(4))
+	return a, a.linearTicks(func(v float64) string { return tickLabel(v/unit, a.step/unit) + name })
 }
 
 // newCountAxis returns a scale of whole numbers from 0.
 func newCountAxis(most int, start, end px) (axis, []axisTick) {
 	a := axis{hi: float64(max(1, most)), start: start, end: end}
-	return a, a.linearTicks(max(1, a.step(5)), func(v float64) string { return strconv.Itoa(int(v)) })
+	a.step = max(1, a.stepOf(5))
+	return a, a.linearTicks(func(v float64) string { return strconv.Itoa(int(v)) })
 }
 
 // roundUp returns the least of 1, 2 and 5 times a power of ten that x > 0 does not

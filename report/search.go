@@ -123,8 +123,11 @@ func methodNote(name string) string {
 
 // unused says which share of the budget a result leaves, or that it leaves none.
 func unused(r record.SearchResult) string {
-	if r.Bytes > r.Budget {
+	switch {
+	case r.Bytes > r.Budget:
 		return percent(float64(r.Bytes)/float64(r.Budget)-1) + " over it"
+	case r.Bytes == r.Budget:
+		return "all used"
 	}
 	return percent(1-share(r.Bytes, r.Budget)) + " unused"
 }

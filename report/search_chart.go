@@ -22,7 +22,7 @@ type plot struct {
 }
 
 func newPlot() plot {
-	return plot{Width: 600, Height: 320, Left: 50, Right: 508, Top: 22, Bottom: 278, XLabelY: 294}
+	return plot{Width: 600, Height: 320, Left: 50, Right: 508, Top: 27, Bottom: 278, XLabelY: 294}
 }
 
 // TickX is where labels of the upright scale end, and EndX where names start.
@@ -274,6 +274,14 @@ type progressChart struct {
 	Count     int    // generations of the chosen result in which it improved
 	Log, Zero bool
 	Thinned   bool // not every generation is drawn
+}
+
+// DotRadius is that of the dots, smaller where many lie side by side.
+func (c progressChart) DotRadius() px {
+	if len(c.Improved) > 60 {
+		return 1.8
+	}
+	return 3
 }
 
 type progressLine struct {

@@ -43,9 +43,10 @@ func newAxis(values []float64, start, end px) axis {
 	return a
 }
 
-// widen adds to a range without extent the given share of its value to both sides.
+// widen adds to a range of hardly any extent the given share of its value to both
+// sides: labels of ticks within it would be long.
 func (a *axis) widen(by float64) {
-	if size := max(math.Abs(a.lo), math.Abs(a.hi)); a.hi-a.lo <= 1e-9*size {
+	if size := max(math.Abs(a.lo), math.Abs(a.hi)); a.hi-a.lo <= 1e-4*size {
 		a.lo, a.hi = a.lo-by*size, a.hi+by*size
 	}
 }
@@ -126,11 +127,14 @@ func (a axis) logTicks() []axisTick {
 
 // tickLabel writes a multiple of a step with as many digits as the step has.
 func tickLabel(v, step float64) string {
-	digits := max(0, -int(math.Floor(math.Log10(step)+1e-9)))
-	if digits > 6 || math.Abs(v) >= 1e6 {
-		return significant(v)
+	exponent := int(math.Floor(math.Log10(step) + 1e-9))
+	if exponent >= -6 && math.Abs(v) < 1e6 {
+		return fixed(v, max(0, -exponent))
 	}
-	return fixed(v, digits)
+	if math.Abs(v) < step/2 {
+		return "0"
+	}
+	return rounded(v, max(1, int(math.Floor(math.Log10(math.Abs(v))+1e-9))-exponent+1))
 }
 
 // newBytesAxis returns a scale of bytes with some room at both ends.

@@ -22,7 +22,7 @@ type plot struct {
 }
 
 func newPlot() plot {
-	return plot{Width: 600, Height: 320, Left: 50, Right: 508, Top: 27, Bottom: 278, XLabelY: 294}
+	return plot{Width: 600, Height: 320, Left: 66, Right: 508, Top: 27, Bottom: 278, XLabelY: 294}
 }
 
 // TickX is where labels of the upright scale end, and EndX where names start.

@@ -4,9 +4,14 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/fettle-dev/fettle/record"
 )
@@ -188,7 +193,7 @@ func searchSample(t testing.TB) *record.Run {
 
 func paretoSample(t testing.TB) *record.Run {
 	run := sample(t)
-	run.Search = newSearch(run, searchSpec{method: "evopress", budgets: []float64{2.5, 3, 3.5, 4, 5}, generations: 40, offspring: 8, chosen: 1})
+	run.Search = newSearch(run, searchSpec{method: "evopress", budgets: []float64{2.5, 3, 3.5, 4, 5}, generations: 30, offspring: 8, chosen: 1})
 	return run
 }
 
@@ -279,4 +284,287 @@ func sectionOf(t *testing.T, html, id string) string {
 	}
 	s, _, _ = strings.Cut(s, "</section>")
 	return s
+}
+
+func TestNoSearch(t *testing.T) {
+	html := render(t, sample(t))
+	for _, s := range []string{`id="search"`, `href="#search"`, "budget of the search"} {
+		if strings.Contains(html, s) {
+			t.Errorf("a run without a search has %s", s)
+		}
+	}
+}
+
+// smallSearch is a search whose figures can be worked out by hand.
+func smallSearch() *record.Search {
+	e := 0.125
+	return &record.Search{
+		Method: "evopress", Fitness: "topk-kl", TopK: 16, Unit: "images", Samples: 1024, Seed: 3, Smallest: 60_000, Largest: 200_000, Seconds: 90,
+		Genes: []record.SearchGene{
+			{Name: "a", Layers: []string{"a.q", "a.k"}, Levels: []record.SearchLevel{{Name: "dropped"}, {Name: "3 bits", Bytes: 300, RelativeError: &e}, {Name: "kept", Bytes: 1600}}},
+			{Name: "b", Layers: []string{"b"}, Levels: []record.SearchLevel{{Name: "3 bits", Bytes: 600, LeftOut: "not a number"}, {Name: "kept", Bytes: 3200}}},
+		},
+		Results: []record.SearchResult{{
+			Asked: "120KB", Budget: 120_000, Bytes: 119_871, Levels: []int{1, 1}, Fitness: 0.01, Samples: 512,
+			Baselines: []record.SearchBaseline{
+				{Name: "uniform", Bytes: 119_000, Levels: []int{2, 1}, Fitness: 0.025},
+				{Name: "dp", Bytes: 119_500, Levels: []int{0, 1}, Fitness: 0.015},
+			},
+			Generations: []record.SearchGeneration{{Fitness: -1}, {Generation: 1, Fitness: 0.02, Improved: true}, {Generation: 2, Fitness: 0.011}},
+			Evaluations: []record.SearchEvaluation{
+				{Samples: 64, Fitness: 0.5, Bytes: 119_000}, {Samples: 512, Fitness: 0.02, Bytes: 119_800},
+				{Samples: 512, Fitness: -1, Bytes: 118_000}, {Samples: 512, Fitness: 0.03, Bytes: 119_900},
+			},
+		}},
+	}
+}
+
+func TestSearchShown(t *testing.T) {
+	run := sample(t)
+	run.Search = smallSearch()
+	html := render(t, run)
+	section := strings.ReplaceAll(textOf(sectionOf(t, html, "search")), thin, "")
+	for _, s := range []string{
+		"Asked for 120KB, found 119871 of 120000 bytes, 0.11 % unused. The KL divergence over the original&#39;s 16 likeliest outputs is 0.01000, " +
+			"1.50× below the 0.01500 of the best baseline (dp) and 2.50× below the 0.02500 of uniform levels, all on the same 512 images.",
+		"each of 2 genes", "60.0 KB", "200.0 KB", "All 2 are drawn. 2 evaluations on fewer samples or stopped early are left out.",
+		"a better candidate took its place, 1 time.", "1 level could not be chosen", "2 generations, 4 evaluations, 1 min 30 s", "drawn from 1024 images, seed 3",
+	} {
+		if !strings.Contains(section, s) {
+			t.Errorf("section lacks %q:\n%s", s, section)
+		}
+	}
+	if s := "budget of the search 120000 bytes, 0.11 % unused"; !strings.Contains(strings.ReplaceAll(html, thin, ""), s) {
+		t.Errorf("first screen lacks %q", s)
+	}
+	for start, want := range map[string][][]string{
+		`aria-label="Result and baselines">`: {
+			{"Choice of levels", "Bytes", "Fitness", "Better than uniform", "Bar of fitness", "How levels were chosen"},
+			{"result lowest", "119871", "0.01000", "2.50×", "", methodNote("evopress")},
+			{"uniform", "119000", "0.02500", "1.00×", "", methodNote("uniform")},
+			{"dp", "119500", "0.01500", "1.67×", "", strings.ReplaceAll(methodNote("dp"), "'", "&#39;")},
+		},
+		`aria-label="Levels by gene">`: {
+			{"#", "Gene", "Layers", "Level", "Bytes", "Error", "Uniform", "Could not be chosen"},
+			{"1", "a", "a.q a.k", "3 bits", "300", "0.125", "kept", ""},
+			{"2", "b", "b", "kept", "3200", "–", "kept", "3 bits: not a number"},
+		},
+	} {
+		rows := table(t, html, start)
+		if len(rows) == 0 {
+			t.Fatalf("no rows after %s", start)
+		}
+		if start == `aria-label="Result and baselines">` { // the chosen row has a class
+			rows = slices.Insert(rows, 1, want[1])
+		}
+		if diff := cmp.Diff(want, rows); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", start, diff)
+		}
+	}
+	if !strings.Contains(html, `<tr class="chosen"><th scope="row">`) {
+		t.Error("the result's row is not marked")
+	}
+}
+
+// TestAgainst compares in words where there is no factor, too.
+func TestAgainst(t *testing.T) {
+	for _, c := range []struct {
+		own, other float64
+		want       string
+	}{
+		{0.5, 1, "2.00× below the 1.000"}, {1, 0.5, "2.00× above the 0.5000"}, {2, 2, "the same as the 2.000"}, {0, 0, "the same as the 0"},
+		{0, 1, "below the 1.000"}, {1, 0, "above the 0"}, {-1, 1, "below the 1.000"},
+	} {
+		if got := against(c.own, c.other); got != c.want {
+			t.Errorf("%v against %v: %q, want %q", c.own, c.other, got, c.want)
+		}
+	}
+}
+
+func TestSizesShown(t *testing.T) {
+	run := paretoSample(t)
+	html := render(t, run)
+	rows := regexp.MustCompile(`<tr( class="chosen")?><th scope="row">([0-9.]+ bits)`).FindAllStringSubmatch(sectionOf(t, html, "search"), -1)
+	if len(rows) != len(run.Search.Results) {
+		t.Fatalf("%d rows for %d sizes", len(rows), len(run.Search.Results))
+	}
+	for i, row := range rows {
+		if chosen := row[1] != ""; chosen != (i == run.Search.Chosen) || row[2] != run.Search.Results[i].Asked {
+			t.Errorf("row %d: %q", i, row)
+		}
+	}
+}
+
+// TestLongSearch holds a search of 224 genes and 20,000 evaluations to a small page
+// with all genes in it.
+func TestLongSearch(t *testing.T) {
+	run := longSearch(t)
+	if n := len(run.Search.Results[0].Evaluations); n != 20_000 || len(run.Search.Genes) != 224 {
+		t.Fatalf("%d evaluations, %d genes", n, len(run.Search.Genes))
+	}
+	html := render(t, run)
+	wellFormed(t, html)
+	if len(html) > 1_200_000 {
+		t.Errorf("page has %d bytes", len(html))
+	}
+	section := sectionOf(t, html, "search")
+	if n := strings.Count(section, `class="after" x=`); n != 224 {
+		t.Errorf("%d bars for 224 genes", n)
+	}
+	cloud := regexp.MustCompile(`class="cloud" d="([^"]*)"`).FindStringSubmatch(section)
+	if n := strings.Count(cloud[1], "M"); n != mostPoints {
+		t.Errorf("%d points, want %d", n, mostPoints)
+	}
+	for _, s := range []string{"without the search's 20\u202f000 evaluations", "Evenly thinned out: 1\u202f500 of 4\u202f400 are drawn"} {
+		if !strings.Contains(html, s) {
+			t.Errorf("page lacks %q", s)
+		}
+	}
+	checkEmbedded(t, html, withoutEvaluations(run))
+	if run.Search.Results[0].Evaluations == nil {
+		t.Error("the record itself lost its evaluations")
+	}
+	if html != render(t, longSearch(t)) {
+		t.Error("two reports of one record differ")
+	}
+}
+
+// TestInFrame looks in all charts for places outside of the drawing.
+func TestInFrame(t *testing.T) {
+	plots := regexp.MustCompile(`(?s)<svg class="(?:plot|depth)" viewBox="0 0 (\S+) (\S+)".*?</svg>`)
+	places := regexp.MustCompile(` (x|y|x1|x2|y1|y2|cx|cy)="([^"]*)"|M(\S+) ([^\s"h]+)`)
+	for name, run := range searchVariants(t) {
+		found := plots.FindAllStringSubmatch(sectionOf(t, render(t, run)+`<section id="search">`, "search"), -1)
+		for _, plot := range found {
+			width, _ := strconv.ParseFloat(plot[1], 64)
+			height, _ := strconv.ParseFloat(plot[2], 64)
+			for _, p := range places.FindAllStringSubmatch(plot[0], -1) {
+				check := func(text string, most float64) {
+					if x, err := strconv.ParseFloat(text, 64); err != nil || x < 0 || x > most {
+						t.Errorf("%s: %q is outside of %v × %v", name, p[0], width, height)
+					}
+				}
+				switch {
+				case p[1] == "":
+					x, _, _ := strings.Cut(p[3], "h")
+					check(x, width)
+				case strings.Contains(p[1], "x"):
+					check(p[2], width)
+				default:
+					check(p[2], height)
+				}
+			}
+		}
+	}
+}
+
+// TestLabelsApart checks that no two labels of a chart of results lie on each other.
+func TestLabelsApart(t *testing.T) {
+	for name, run := range searchVariants(t) {
+		v := newSearchView(run.Search)
+		for _, ends := range [][]lineEnd{v.Front.Ends, v.Progress.Ends} {
+			for i := 1; i < len(ends); i++ {
+				if ends[i].Y-ends[i-1].Y < 12-1e-9 {
+					t.Errorf("%s: %q and %q overlap", name, ends[i-1].Label, ends[i].Label)
+				}
+			}
+		}
+		last := px(math.Inf(-1))
+		for _, b := range v.Front.Budgets {
+			if b.Label == "" {
+				continue
+			}
+			half := px(3 * len([]rune(b.Label)))
+			if b.X-half < last {
+				t.Errorf("%s: the label %q overlaps", name, b.Label)
+			}
+			last = b.X + half
+		}
+	}
+}
+
+func TestThinOut(t *testing.T) {
+	for _, n := range []int{0, 1, 9, 10, 11, 12_345} {
+		all := make([]int, n)
+		for i := range all {
+			all[i] = i
+		}
+		some := thinOut(all, 10)
+		if len(some) != min(n, 10) || !slices.IsSorted(some) || len(slices.Compact(slices.Clone(some))) != len(some) {
+			t.Fatalf("%d of %d: %v", len(some), n, some)
+		}
+		if n > 0 && (some[0] != 0 || some[len(some)-1] != n-1) {
+			t.Errorf("%v lacks an end of %d", some, n)
+		}
+	}
+}
+
+// TestComparable takes only finished evaluations on the most samples.
+func TestComparable(t *testing.T) {
+	r := smallSearch().Results[0]
+	got, samples := comparable(r)
+	if want := []record.SearchEvaluation{r.Evaluations[1], r.Evaluations[3]}; samples != 512 || !reflect.DeepEqual(got, want) {
+		t.Errorf("%d samples, %v", samples, got)
+	}
+}
+
+// TestAxis checks on random values that scales hold them, in their order, and that
+// ticks are few, apart and labelled differently.
+func TestAxis(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 3000 {
+		values := make([]float64, 1+rng.IntN(8))
+		center, spread := math.Pow(10, 12*rng.Float64()-6), math.Pow(10, 6*rng.Float64()-5)
+		for i := range values {
+			values[i] = center * math.Exp(spread*rng.NormFloat64())
+		}
+		a := newAxis(values, 300, 20)
+		slices.Sort(values)
+		if a.lo > values[0] || a.hi < values[len(values)-1] {
+			t.Fatalf("%v…%v does not hold %v", a.lo, a.hi, values)
+		}
+		last := px(300)
+		for _, v := range values {
+			at := a.at(v)
+			if at > last+1e-9 || at < 20 {
+				t.Fatalf("%v at %v after %v", v, at, last)
+			}
+			last = at
+		}
+		ticks := a.ticks()
+		if len(ticks) < 2 || len(ticks) > 13 {
+			t.Fatalf("%d ticks for %v…%v", len(ticks), a.lo, a.hi)
+		}
+		for i := 1; i < len(ticks); i++ {
+			if ticks[i-1].At-ticks[i].At < 12 || ticks[i-1].Label == ticks[i].Label {
+				t.Fatalf("%v…%v: ticks %v", a.lo, a.hi, ticks)
+			}
+		}
+		bytes := []int64{rng.Int64N(1 << (1 + rng.IntN(50))), rng.Int64N(1 << (1 + rng.IntN(50)))}
+		_, ticks = newBytesAxis(bytes, 50, 508)
+		for i := 1; i < len(ticks); i++ {
+			if ticks[i].At-ticks[i-1].At < 60 || ticks[i-1].Label == ticks[i].Label {
+				t.Fatalf("%v: ticks %v", bytes, ticks)
+			}
+		}
+	}
+	for _, c := range []struct {
+		values []float64
+		lo, hi float64
+		log    bool
+	}{
+		{nil, 0, 1, false}, {[]float64{0, 0}, 0, 1, false}, {[]float64{1, 3}, 1, 3, false},
+		{[]float64{0.03, 4}, 0.02, 5, true}, {[]float64{0, 0.03, 4}, 0.02, 5, true}, {[]float64{-1, 100}, -50, 100, false},
+	} {
+		if a := newAxis(c.values, 0, 1); math.Abs(a.lo-c.lo) > 1e-9 || math.Abs(a.hi-c.hi) > 1e-9 || a.log != c.log {
+			t.Errorf("%v: %v…%v, logarithmic %v", c.values, a.lo, a.hi, a.log)
+		}
+	}
+}
+
+// TestLevelNames orders levels by the share of the gene's largest.
+func TestLevelNames(t *testing.T) {
+	if diff := cmp.Diff([]string{"dropped", "3 bits", "kept"}, levelNames(smallSearch().Genes)); diff != "" {
+		t.Error(diff)
+	}
 }

@@ -87,9 +87,9 @@ func baselineMark(name string, x, y px) mark {
 	return m
 }
 
-// comparable returns the result's evaluations on the most samples that were run to
+// finished returns the result's evaluations on the most samples that were run to
 // their end.
-func comparable(r record.SearchResult) (evaluations []record.SearchEvaluation, samples int) {
+func finished(r record.SearchResult) (evaluations []record.SearchEvaluation, samples int) {
 	for _, e := range r.Evaluations {
 		if stopped(e.Fitness) || e.Samples < samples {
 			continue
@@ -122,7 +122,7 @@ func newFrontChart(s *record.Search) frontChart {
 	var evaluations []record.SearchEvaluation
 	total := 0
 	for _, r := range s.Results {
-		e, most := comparable(r)
+		e, most := finished(r)
 		evaluations = append(evaluations, e...)
 		if len(e) > 0 && !slices.Contains(c.Most, most) {
 			c.Most = append(c.Most, most)

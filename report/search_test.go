@@ -116,7 +116,7 @@ func newSearch(run *record.Run, spec searchSpec) *record.Search {
 			}
 		}
 		greedy := slices.Clone(uniform)
-		for range len(order) {
+		for range order {
 			greedy = improved(greedy, cheapest, cost, func(l []int) float64 { return measure(l, 0.05) }, r.Budget, rng)
 		}
 		for _, b := range []struct {
@@ -312,8 +312,10 @@ func smallSearch() *record.Search {
 			},
 			Generations: []record.SearchGeneration{{Fitness: -1}, {Generation: 1, Fitness: 0.02, Improved: true}, {Generation: 2, Fitness: 0.011}},
 			Evaluations: []record.SearchEvaluation{
-				{Samples: 64, Fitness: 0.5, Bytes: 119_000}, {Samples: 512, Fitness: 0.02, Bytes: 119_800},
-				{Samples: 512, Fitness: -1, Bytes: 118_000}, {Samples: 512, Fitness: 0.03, Bytes: 119_900},
+				{Samples: 64, Fitness: 0.5, Bytes: 119_000},
+				{Samples: 512, Fitness: 0.02, Bytes: 119_800},
+				{Samples: 512, Fitness: -1, Bytes: 118_000},
+				{Samples: 512, Fitness: 0.03, Bytes: 119_900},
 			},
 		}},
 	}
@@ -372,8 +374,13 @@ func TestAgainst(t *testing.T) {
 		own, other float64
 		want       string
 	}{
-		{0.5, 1, "2.00× below the 1.000"}, {1, 0.5, "2.00× above the 0.5000"}, {2, 2, "the same as the 2.000"}, {0, 0, "the same as the 0"},
-		{0, 1, "below the 1.000"}, {1, 0, "above the 0"}, {-1, 1, "below the 1.000"},
+		{0.5, 1, "2.00× below the 1.000"},
+		{1, 0.5, "2.00× above the 0.5000"},
+		{2, 2, "the same as the 2.000"},
+		{0, 0, "the same as the 0"},
+		{0, 1, "below the 1.000"},
+		{1, 0, "above the 0"},
+		{-1, 1, "below the 1.000"},
 	} {
 		if got := against(c.own, c.other); got != c.want {
 			t.Errorf("%v against %v: %q, want %q", c.own, c.other, got, c.want)
@@ -499,10 +506,10 @@ func TestThinOut(t *testing.T) {
 	}
 }
 
-// TestComparable takes only finished evaluations on the most samples.
-func TestComparable(t *testing.T) {
+// TestFinished takes only finished evaluations on the most samples.
+func TestFinished(t *testing.T) {
 	r := smallSearch().Results[0]
-	got, samples := comparable(r)
+	got, samples := finished(r)
 	if want := []record.SearchEvaluation{r.Evaluations[1], r.Evaluations[3]}; samples != 512 || !reflect.DeepEqual(got, want) {
 		t.Errorf("%d samples, %v", samples, got)
 	}
@@ -553,8 +560,12 @@ func TestAxis(t *testing.T) {
 		lo, hi float64
 		log    bool
 	}{
-		{nil, 0, 1, false}, {[]float64{0, 0}, 0, 1, false}, {[]float64{1, 3}, 1, 3, false},
-		{[]float64{0.03, 4}, 0.02, 5, true}, {[]float64{0, 0.03, 4}, 0.02, 5, true}, {[]float64{-1, 100}, -50, 100, false},
+		{nil, 0, 1, false},
+		{[]float64{0, 0}, 0, 1, false},
+		{[]float64{1, 3}, 1, 3, false},
+		{[]float64{0.03, 4}, 0.02, 5, true},
+		{[]float64{0, 0.03, 4}, 0.02, 5, true},
+		{[]float64{-1, 100}, -50, 100, false},
 	} {
 		if a := newAxis(c.values, 0, 1); math.Abs(a.lo-c.lo) > 1e-9 || math.Abs(a.hi-c.hi) > 1e-9 || a.log != c.log {
 			t.Errorf("%v: %v…%v, logarithmic %v", c.values, a.lo, a.hi, a.log)

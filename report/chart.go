@@ -193,9 +193,14 @@ type depthPoint struct {
 
 // lineEnd is the name of a line at its right end.
 type lineEnd struct {
-	Y     px
-	Label string
+	Y            px
+	Label        string
+	FromX, FromY px   // what is named, where a thin line leads to it
+	Strong       bool // it is the one that counts
 }
+
+// LeaderY is the middle of the letters.
+func (e lineEnd) LeaderY() px { return e.Y - 4 }
 
 // blockMark is a block of a deep model under the axis.
 type blockMark struct {
@@ -291,10 +296,10 @@ func newDepthChart(layers []layerRow, has columns) depthChart {
 		c.Solved = append(c.Solved, lines(points, func(p depthPoint) (px, bool) { return p.Y, p.HasSolved })...)
 		c.Nearest = append(c.Nearest, lines(points, func(p depthPoint) (px, bool) { return p.NearestY, p.HasNearest })...)
 		if n := len(points); len(sorts) > 1 && n > 1 && points[n-1].HasSolved {
-			c.Ends = append(c.Ends, lineEnd{points[n-1].Y, clip(lastPart(layers[sort[n-1]].Name), 14)})
+			c.Ends = append(c.Ends, lineEnd{Y: points[n-1].Y, Label: clip(lastPart(layers[sort[n-1]].Name), 14)})
 		}
 	}
-	spreadEnds(c.Ends)
+	spreadEnds(c.Ends, c.Bottom)
 	c.Summary = depthSummary(layers)
 	return c
 }
@@ -408,8 +413,8 @@ func sortLayers(names []string, blocks []int) [][]int {
 }
 
 // spreadEnds moves names of lines apart, so that none lies on another, and
-// leaves them in order from the highest to the lowest.
-func spreadEnds(ends []lineEnd) {
+// leaves them in order from the highest to the lowest, above the bottom.
+func spreadEnds(ends []lineEnd, bottom px) {
 	const line = 12
 	slices.SortStableFunc(ends, func(a, b lineEnd) int { return cmp.Compare(a.Y, b.Y) })
 	for i := range ends {
@@ -419,7 +424,7 @@ func spreadEnds(ends []lineEnd) {
 		}
 	}
 	for i := range ends {
-		lowest := px(depthTop + depthPlot - line*(len(ends)-1-i))
+		lowest := bottom - px(line*(len(ends)-1-i))
 		ends[i].Y = min(ends[i].Y, lowest)
 	}
 }

@@ -23,12 +23,14 @@ var functions = template.FuncMap{
 	"bits":       func(x float64) string { return fixed(x, 2) },
 	"count":      count[int64],
 	"countInt":   count[int],
+	"fitness":    fitness,
 	"fixed":      func(digits int, x float64) string { return fixed(x, digits) },
 	"grid":       formatGrid,
 	"percent":    percent,
 	"perplexity": perplexity,
 	"plural":     plural,
 	"relative":   relative,
+	"samples":    samples,
 	"seconds":    seconds,
 	"shape":      shape,
 	"size":       size,
@@ -82,21 +84,26 @@ func fixed(x float64, digits int) string {
 }
 
 // significant formats x with three significant digits.
-func significant(x float64) string {
+func significant(x float64) string { return rounded(x, 3) }
+
+// fitness formats a fitness with four significant digits: those of good candidates
+// are close together.
+func fitness(x float64) string { return rounded(x, 4) }
+
+// rounded formats x with the given number of significant digits.
+func rounded(x float64, digits int) string {
 	if x == 0 {
 		return "0"
 	}
 	exponent := int(math.Floor(math.Log10(math.Abs(x))))
 	switch {
 	case exponent < -4 || exponent > 14:
-		s := strconv.FormatFloat(x, 'e', 2, 64)
+		s := strconv.FormatFloat(x, 'e', digits-1, 64)
 		mantissa, power, _ := strings.Cut(s, "e")
 		n, _ := strconv.Atoi(power)
 		return strings.ReplaceAll(mantissa, "-", minus) + "e" + strings.ReplaceAll(strconv.Itoa(n), "-", minus)
-	case exponent > 1:
-		return fixed(x, 0)
 	default:
-		return fixed(x, 2-exponent)
+		return fixed(x, max(0, digits-1-exponent))
 	}
 }
 

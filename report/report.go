@@ -1,6 +1,7 @@
 // Package report turns a run's record into one HTML file that needs nothing
 // else: no network, no script and no font. The record is embedded in it as
-// JSON, so that another viewer can read it back from the file.
+// JSON, so that another viewer can read it back from the file; the evaluations of
+// a long search are left out there.
 package report
 
 import (
@@ -63,16 +64,24 @@ type page struct {
 	Depth   depthChart
 	Largest []tensorRow
 	Worst   []layerRow
+	Search  *searchView // nil where no search was made
 	Stages  []stageRow
 	Command string // of a shell, runs the recipe again
 
 	JSON template.JS
+	// WithoutEvaluations says that JSON lacks the search's.
+	WithoutEvaluations bool
 }
 
 func newPage(run *record.Run) (*page, error) {
+	search := newSearchView(run.Search)
+	embedded, cut := run, search != nil && search.Evaluations > mostPoints
+	if cut {
+		embedded = withoutEvaluations(run)
+	}
 	// Marshal escapes <, >, & and the line separators, so that no name ends
 	// the script element that holds the record.
-	data, err := json.Marshal(run)
+	data, err := json.Marshal(embedded)
 	if err != nil {
 		return nil, fmt.Errorf("report: record cannot be embedded: %w", err)
 	}
@@ -81,9 +90,12 @@ func newPage(run *record.Run) (*page, error) {
 		Title:   baseName(run.Source.Path),
 		Size:    newSizes(run),
 		Layers:  newLayerRows(run),
+		Search:  search,
 		Stages:  newStageRows(run),
 		Command: command(run),
 		JSON:    template.JS(data), //nolint:gosec // escaped by Marshal, see above
+
+		WithoutEvaluations: cut,
 	}
 	for _, d := range run.Data {
 		p.HasSequences = p.HasSequences || d.Sequences > 0

@@ -103,6 +103,7 @@ func variants(t testing.TB) map[string]*record.Run {
 	}
 	maps.Copy(all, languageVariants(t))
 	maps.Copy(all, prunedVariants(t))
+	maps.Copy(all, searchVariants(t))
 	return all
 }
 
@@ -189,7 +190,7 @@ func TestAnchors(t *testing.T) {
 }
 
 func TestAccessible(t *testing.T) {
-	html := render(t, sample(t))
+	html := render(t, paretoSample(t))
 	for _, s := range []string{
 		`<html lang="en">`, `<title>resnet20-12fca82f.th: fettle report</title>`,
 		`name="viewport"`, `scope="col"`, `scope="row"`, `prefers-color-scheme: dark`, `@media print`,
@@ -377,6 +378,7 @@ func TestHostileNames(t *testing.T) {
 	hostileNames(t, sample(t))
 	hostileNames(t, languageSample(t, 80))
 	hostileNames(t, prunedSample(t))
+	hostileNames(t, paretoSample(t))
 }
 
 func hostileNames(t *testing.T, run *record.Run) {
@@ -575,6 +577,7 @@ func FuzzHTML(f *testing.F) {
 	f.Add([]byte(`{"version":1,"data":[{"sequences":-1,"length":1}],"evaluation":{"language":{"compressed":{"perplexity":-1},"kl_bounds":[1,-1],"original":{"bits_per_byte":1}}}}`))
 	f.Add([]byte(`{"version":1,"layers":[{"name":".","bits":-3,"bytes":-1,"relative_error":1e308}],"seconds":-1,"stages":[{}]}`))
 	f.Add([]byte(`{"version":1,"layers":[{"bits":0,"prune":{"sparsity":-1e308,"survivors":-1,"relative_error":0},"compensate":{"rank":-1,"merged":true},"format":"fp8 x","layout":"<","bound_relative_error":1},{"bits":4}],"kept":[{"changed":true}]}`))
+	f.Add([]byte(`{"version":1,"search":{"chosen":0,"genes":[{"name":"a","levels":[{"bytes":-1}]}],"results":[{"bytes":9223372036854775807,"budget_bytes":1,"levels":[-1],"fitness":1e308,"baselines":[{"name":"uniform","fitness":-1e308,"levels":[0]}],"generations":[{"generation":-9,"fitness":5e-324}],"evaluations":[{"n":1,"f":0}]}]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		run, err := record.Decode(bytes.NewReader(data))
 		if err != nil {

@@ -177,10 +177,7 @@ func (e *Evaluator) parts(items []item, nodes int) [][]item {
 
 // advance takes candidates through more items, part by part.
 func (r *race) advance(ctx context.Context, members []int, items []item) error {
-	if len(members) == 0 {
-		return nil
-	}
-	for _, part := range r.e.parts(items, len(members)) {
+	for _, part := range r.e.parts(items, max(1, len(members))) {
 		left := slices.DeleteFunc(slices.Clone(members), func(c int) bool { return r.failed[c] })
 		if len(left) == 0 {
 			return nil

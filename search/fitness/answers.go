@@ -36,7 +36,7 @@ func (e *Evaluator) answer(ctx context.Context, items []item) error {
 		original[i] = Original
 	}
 	for _, part := range e.parts(todo, 1) {
-		if err := e.answerPart(ctx, original, part); err != nil {
+		if err := e.answerPart(ctx, original, todo[part[0]:part[1]]); err != nil {
 			return err
 		}
 	}

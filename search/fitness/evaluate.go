@@ -46,7 +46,7 @@ func (e *Evaluator) Evaluate(ctx context.Context, candidates []search.Candidate,
 			return nil, err
 		}
 	}
-	r := race{e: e, candidates: candidates, items: items, samples: batch.Samples, totals: make([]float64, len(candidates)), failed: make([]bool, len(candidates))}
+	r := newRace(e, candidates, items, batch.Samples)
 	if err := r.run(ctx, batch.Survivors); err != nil {
 		return nil, err
 	}
@@ -66,58 +66,69 @@ type race struct {
 	candidates []search.Candidate
 	items      []item
 	samples    int
-	totals     []float64 // by candidate, added in the order of the samples
-	failed     []bool    // it had a logit that is not finite, or was stopped
+	sums       [][]float64 // by candidate and item: added in the order of the item's rows
+	failed     []bool      // it had a logit that is not finite, or was stopped
 }
 
-// mean is at least as large when more samples have been added.
-func (r *race) mean(c int) float64 {
+func newRace(e *Evaluator, candidates []search.Candidate, items []item, samples int) *race {
+	r := &race{e: e, candidates: candidates, items: items, samples: samples, failed: make([]bool, len(candidates))}
+	for range candidates {
+		r.sums = append(r.sums, make([]float64, len(items)))
+	}
+	return r
+}
+
+// total adds up the items that are done. None is negative, so it only grows.
+func (r *race) total(c int) float64 {
 	if r.failed[c] {
 		return math.Inf(1)
 	}
-	return r.totals[c] / float64(r.samples)
+	sum := 0.0
+	for _, v := range r.sums[c] {
+		sum += v
+	}
+	return sum
 }
+
+func (r *race) mean(c int) float64 { return r.total(c) / float64(r.samples) }
 
 // run takes all candidates through all items, but for those that cannot survive.
 func (r *race) run(ctx context.Context, survivors int) error {
-	all := make([]int, len(r.candidates))
-	for c := range all {
-		all[c] = c
-	}
+	all := numbers(len(r.candidates))
+	items := numbers(len(r.items))
 	if r.e.options.Plain {
 		for c := range all {
-			if err := r.advance(ctx, all[c:c+1], r.items); err != nil {
+			if err := r.advance(ctx, all[c:c+1], items); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	heats := r.heats(survivors)
-	if err := r.advance(ctx, all, heats[0]); err != nil || len(heats) == 1 {
+	if survivors < 1 || survivors >= len(all) {
+		return r.advance(ctx, all, items)
+	}
+	first, items := r.heat(items, firstShare)
+	if err := r.advance(ctx, all, first); err != nil || len(items) == 0 {
 		return err
 	}
 	// Those in front go through to the end, so that the others have a mark to pass.
 	order := slices.Clone(all)
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(r.mean(a), r.mean(b)) })
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(r.total(a), r.total(b)) })
 	front, rest := order[:survivors], order[survivors:]
 	slices.Sort(front)
 	slices.Sort(rest)
-	if err := r.advance(ctx, front, slices.Concat(heats[1:]...)); err != nil {
+	if err := r.advance(ctx, front, items); err != nil {
 		return err
 	}
 	mark := 0.0
 	for _, c := range front {
-		mark = max(mark, r.mean(c))
+		mark = max(mark, r.total(c))
 	}
-	for _, heat := range heats[1:] {
-		rest = slices.DeleteFunc(rest, func(c int) bool {
-			behind := r.mean(c) > mark
-			if behind && !r.failed[c] {
-				r.failed[c] = true
-				r.e.stopped.Add(1)
-			}
-			return behind
-		})
+	r.hardest(items, front)
+	for len(items) > 0 {
+		rest = slices.DeleteFunc(rest, func(c int) bool { return r.stop(c, mark) })
+		var heat []int
+		heat, items = r.heat(items, heatShare)
 		if err := r.advance(ctx, rest, heat); err != nil {
 			return err
 		}
@@ -125,72 +136,118 @@ func (r *race) run(ctx context.Context, survivors int) error {
 	return nil
 }
 
-// Samples are cut into heats so that candidates can be stopped in between, unless a
-// heat would have fewer rows than this.
-const (
-	heatCount = 4
-	heatRows  = 32
-)
+// rounding is more than sums of the same numbers in other orders differ by: a
+// candidate is stopped only if its total will exceed the mark beyond doubt, so that
+// ties stay ties.
+const rounding = 1e-9
 
-// heats cuts the items where candidates may be stopped.
-func (r *race) heats(survivors int) [][]item {
-	if survivors < 1 || survivors >= len(r.candidates) {
-		return [][]item{r.items}
+// stop reports whether a candidate is past the mark, and takes it out if so.
+func (r *race) stop(c int, mark float64) bool {
+	behind := r.total(c) > mark*(1+rounding)
+	if behind && !r.failed[c] {
+		r.failed[c] = true
+		r.e.stopped.Add(1)
 	}
-	var heats [][]item
-	from, done := 0, 0
-	for i, one := range r.items {
-		done += r.e.data.counted(one)
-		if next := (len(heats) + 1) * max(heatRows, (r.samples+heatCount-1)/heatCount); done >= next && i+1 < len(r.items) {
-			heats = append(heats, r.items[from:i+1])
-			from = i + 1
-		}
-	}
-	return append(heats, r.items[from:])
+	return behind
 }
 
-// valueBytes is how much memory the values of a tree take at most, unless one item
-// takes more.
-const valueBytes = 1 << 30
+// hardest sorts items so that those come first that cost some candidates most, for
+// a row of theirs: there the others pass the mark soonest.
+func (r *race) hardest(items, candidates []int) {
+	cost := make([]float64, len(r.items))
+	for _, c := range candidates {
+		for i, v := range r.sums[c] {
+			cost[i] += v / float64(r.items[i].rows)
+		}
+	}
+	slices.SortStableFunc(items, func(a, b int) int { return cmp.Compare(cost[b], cost[a]) })
+}
 
-// parts cuts items so that the values of so many nodes fit into memory.
-func (e *Evaluator) parts(items []item, nodes int) [][]item {
-	limit := int64(valueBytes)
+// Candidates are stopped after so much of the samples, but not after fewer than
+// these.
+const (
+	firstShare  = 8
+	heatShare   = 16
+	heatSamples = 32
+)
+
+// heat cuts items after 1/share of all samples.
+func (r *race) heat(items []int, share int) (heat, left []int) {
+	want := max(heatSamples, r.samples/share)
+	for i, at := range items {
+		if want -= r.e.data.counted(r.items[at]); want <= 0 {
+			return items[:i+1], items[i+1:]
+		}
+	}
+	return items, nil
+}
+
+func numbers(n int) []int {
+	list := make([]int, n)
+	for i := range list {
+		list[i] = i
+	}
+	return list
+}
+
+// The values of a tree take about partBytes, so that the processor's caches and
+// freed buffers serve again, unless those are of fewer rows than make a weight worth
+// reading; and then up to mostBytes.
+const (
+	partBytes = 64 << 20
+	mostBytes = 1 << 30
+	imageRows = 16
+	tokenRows = 1024
+)
+
+// parts cuts a list of items so that the values of so many nodes fit into memory,
+// unless one item does not.
+func (e *Evaluator) parts(items []item, nodes int) [][2]int {
+	limit := int64(mostBytes)
 	if l := e.space.Limit(); l > 0 {
 		limit = min(limit, l/2) // the rest is for answers and what waits to be freed
 	}
-	most := int(limit / (4 * int64(e.live) * int64(nodes)))
-	var parts [][]item
+	least := int64(imageRows)
+	if e.data.language() {
+		least = tokenRows
+	}
+	row := 4 * int64(e.live) * int64(nodes)
+	most := int(min(max(partBytes/row, least), limit/row))
+	var parts [][2]int
 	from, rows := 0, 0
 	for i, one := range items {
 		if rows+one.rows > most && i > from {
-			parts = append(parts, items[from:i])
+			parts = append(parts, [2]int{from, i})
 			from, rows = i, 0
 		}
 		rows += one.rows
 	}
 	if from < len(items) {
-		parts = append(parts, items[from:])
+		parts = append(parts, [2]int{from, len(items)})
 	}
 	return parts
 }
 
-// advance takes candidates through more items, part by part.
-func (r *race) advance(ctx context.Context, members []int, items []item) error {
+// advance takes candidates through more items, given by number, part by part.
+func (r *race) advance(ctx context.Context, members, numbers []int) error {
+	items := make([]item, len(numbers))
+	for k, i := range numbers {
+		items[k] = r.items[i]
+	}
 	for _, part := range r.e.parts(items, max(1, len(members))) {
 		left := slices.DeleteFunc(slices.Clone(members), func(c int) bool { return r.failed[c] })
 		if len(left) == 0 {
 			return nil
 		}
-		if err := r.part(ctx, left, part); err != nil {
+		if err := r.part(ctx, left, numbers[part[0]:part[1]], items[part[0]:part[1]]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// part adds what some items give to the totals.
-func (r *race) part(ctx context.Context, members []int, items []item) error {
+// part adds what some items give.
+func (r *race) part(ctx context.Context, members, numbers []int, items []item) error {
 	t, err := r.e.grow(ctx, r.candidates, members, items, true)
 	defer t.free()
 	if err != nil {
@@ -202,10 +259,11 @@ func (r *race) part(ctx context.Context, members []int, items []item) error {
 	}
 	for k, n := range t.nodes {
 		for _, c := range n.members {
-			for _, v := range terms[k] {
-				r.totals[c] += v
+			for i, v := range terms[k] {
+				r.sums[c][numbers[t.rows[i].item]] += v
 			}
-			r.failed[c] = math.IsNaN(r.totals[c]) || math.IsInf(r.totals[c], 0)
+			total := r.total(c)
+			r.failed[c] = math.IsNaN(total) || math.IsInf(total, 0)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -21,8 +22,7 @@ func (f *Found) Run(ctx context.Context, i int, o Options) (*record.Run, error) 
 }
 
 // found returns the recipe with a rule for each choice in place of levels, and
-// without the search. Values that were not in its text, such as those of flags, are
-// in its fields alone.
+// without the search. Its text has the values of flags too.
 func (r *run) found(genes []gene, levels []int) (*Recipe, error) {
 	recipe := *r.recipe
 	recipe.Search, recipe.Rules = nil, nil
@@ -55,32 +55,42 @@ func (r *run) found(genes []gene, levels []int) (*Recipe, error) {
 			}
 		}
 	}
-	var doc yaml.MapSlice
-	if err := yaml.Unmarshal([]byte(r.recipe.text), &doc); err != nil {
-		return nil, yamlError(err)
-	}
-	doc = slices.DeleteFunc(doc, func(item yaml.MapItem) bool {
-		return slices.Contains([]any{"search", "rules", "remove"}, item.Key)
-	})
-	if len(recipe.Remove) > 0 {
-		doc = append(doc, yaml.MapItem{Key: "remove", Value: asYAML(reflect.ValueOf(recipe.Remove))})
-	}
-	if len(recipe.Rules) > 0 {
-		doc = append(doc, yaml.MapItem{Key: "rules", Value: asYAML(reflect.ValueOf(recipe.Rules))})
-	}
-	text, err := yaml.Marshal(doc)
+	text, err := recipe.TextIn(filepath.Dir(recipe.file))
 	if err != nil {
-		return nil, fmt.Errorf("the recipe that was found: %w", err)
+		return nil, err
 	}
-	recipe.text = string(text)
-	if _, err := ParseRecipe(text, ""); err != nil {
+	recipe.text = text
+	if _, err := ParseRecipe([]byte(text), ""); err != nil {
 		return nil, fmt.Errorf("the recipe that was found cannot be read (%w); please report this", err)
 	}
 	return &recipe, nil
 }
 
-// Text returns the recipe as YAML.
-func (r *Recipe) Text() string { return r.text }
+// TextIn returns the recipe as YAML with paths relative to a folder that its file is
+// to lie in, as its fields are now.
+func (r *Recipe) TextIn(dir string) (string, error) {
+	c := *r
+	c.Calibration, c.Evaluate = copied(r.Calibration), copied(r.Evaluate)
+	from, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range c.paths() {
+		if *p == "" {
+			continue
+		}
+		to, err := filepath.Abs(*p)
+		if err != nil {
+			return "", err
+		}
+		if *p, err = filepath.Rel(from, to); err != nil {
+			*p = to // on another drive
+		}
+		*p = filepath.ToSlash(*p)
+	}
+	text, err := yaml.Marshal(asYAML(reflect.ValueOf(c)))
+	return string(text), err
+}
 
 // dropped is the entry that takes a site away.
 func dropped(s *model.Site) Remove {

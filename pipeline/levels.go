@@ -46,8 +46,8 @@ var dropKinds = []string{"sublayer", "block"}
 // resolveLevels fills in the rule's levels and returns the first fault: where within
 // the rule, and what.
 func (rule *Rule) resolveLevels() (where, reason string) {
-	seen := map[string]bool{}
 	drops := ""
+	var entries []int // by level
 	for i := range rule.Levels {
 		e := &rule.Levels[i]
 		at := fmt.Sprintf(".levels[%d]", i)
@@ -58,16 +58,36 @@ func (rule *Rule) resolveLevels() (where, reason string) {
 		if e.Drop != "" && drops != "" {
 			return at + ".drop", "is there twice; a rule drops sublayers or blocks"
 		}
-		for _, l := range all {
-			if seen[l.name] {
-				return at, fmt.Sprintf("has %q, which is there already; remove one of them, or let them differ in bits, group_size, sparsity, pattern, rank or method", l.name)
-			}
-			seen[l.name] = true
-		}
 		drops += e.Drop
 		rule.levels = append(rule.levels, all...)
+		for range all {
+			entries = append(entries, i)
+		}
+	}
+	if rule.nameLevels(false) < 0 {
+		return "", ""
+	}
+	if i := rule.nameLevels(true); i >= 0 {
+		return fmt.Sprintf(".levels[%d]", entries[i]), fmt.Sprintf("has %q, which is there already; remove one of them, or let them differ in bits, group_size, sparsity, pattern, rank or method", rule.levels[i].name)
 	}
 	return "", ""
+}
+
+// nameLevels names the levels, by their methods too where asked to, and returns the
+// first whose name is taken; −1 for none.
+func (rule *Rule) nameLevels(methods bool) int {
+	seen := map[string]bool{}
+	for i := range rule.levels {
+		l := &rule.levels[i]
+		if l.steps != nil {
+			l.name, l.kind = levelNames(l.steps, methods)
+		}
+		if seen[l.name] {
+			return i
+		}
+		seen[l.name] = true
+	}
+	return -1
 }
 
 // resolve returns the combinations of an entry.
@@ -114,7 +134,6 @@ func (e *Levels) resolve(base []Step) (all []level, where, reason string) {
 						if where, reason := checkLevel(l.steps); reason != "" {
 							return nil, where, reason
 						}
-						l.name, l.kind = levelNames(l.steps)
 						all = append(all, l)
 					}
 				}
@@ -216,7 +235,7 @@ func checkLevel(steps []Step) (where, reason string) {
 
 // levelNames names a level by what it does, and the kind of levels that differ from
 // it in degree only.
-func levelNames(steps []Step) (name, kind string) {
+func levelNames(steps []Step, methods bool) (name, kind string) {
 	var names, kinds []string
 	for _, s := range steps {
 		switch {
@@ -227,7 +246,7 @@ func levelNames(steps []Step) (name, kind string) {
 			} else if s.Prune.Sparsity != 0 {
 				text += fmt.Sprintf(" %g %%", 100*s.Prune.Sparsity)
 			}
-			if s.Prune.Method != pruneMethods[0] {
+			if methods {
 				text += " by " + s.Prune.Method
 			}
 			names = append(names, text)
@@ -255,7 +274,7 @@ func levelNames(steps []Step) (name, kind string) {
 			if q.Symmetric {
 				more += " symmetric"
 			}
-			if q.Method != quantizeMethods[0] {
+			if methods {
 				more += " " + q.Method
 			}
 			names = append(names, text+more)

@@ -20,7 +20,8 @@ func TestLevels(t *testing.T) {
 		"levels: [{sparsity: [0.25]}, {pattern: ['2:4']}, {keep: true}]":                 {"25 % pruned", "2:4", "kept"},
 		"levels: [{bits: [3], rank: [0, 4]}]":                                            {"3 bits", "3 bits, rank 4"},
 		"levels: [{keep: true}, {drop: block}]":                                          {"kept", "dropped"},
-		"steps: [{quantize: {method: gptq, symmetric: true}}], levels: [{bits: [3, 4]}]": {"3 bits symmetric gptq", "4 bits symmetric gptq"},
+		"steps: [{quantize: {method: gptq, symmetric: true}}], levels: [{bits: [3, 4]}]": {"3 bits symmetric", "4 bits symmetric"},
+		"levels: [{bits: [3]}, {steps: [{quantize: {bits: 3, method: gptq}}]}]":          {"3 bits best", "3 bits gptq"},
 		"steps: [{quantize: {bits: 4}}], levels: [{sparsity: [0.5]}, {steps: [{quantize: {format: nvfp4}}]}]": {
 			"50 % pruned, 4 bits", "nvfp4 g16",
 		},
@@ -69,7 +70,7 @@ func TestSearchRefused(t *testing.T) {
 		{"levels: [{bits: [2, 3]}]", "fit: 1KB, top_k: 5", "is for fitness topk-kl"},
 		{"levels: [{bits: [2, 3]}]", "fit: 1KB, stages: [{survivors: 2, samples: 8}]", "search.stages: leave 2 survivors"},
 		{"levels: [{bits: [2, 3]}]", "fit: 1KB, preset: depht", "did you mean \"depth\"?"},
-		{"levels: [{bits: [2, 2]}]", "fit: 1KB", "rules[0].levels[0]: has \"2 bits\", which is there already"},
+		{"levels: [{bits: [2, 2]}]", "fit: 1KB", "rules[0].levels[0]: has \"2 bits best\", which is there already"},
 		{"levels: [{bits: [2]}, {bits: [1]}]", "fit: 1KB", "rules[0].levels[1].steps[0].quantize.bits"},
 		{"levels: [{}]", "fit: 1KB", "rules[0].levels[0]: is empty"},
 		{"levels: [{sparsity: [0]}]", "fit: 1KB", "does nothing to a layer"},

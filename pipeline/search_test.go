@@ -104,12 +104,15 @@ func TestSearchEndToEnd(t *testing.T) {
 			if name != "fitted" && math.Abs(kl-result.Fitness) > 1e-5*result.Fitness+1e-9 {
 				t.Errorf("the model's KL is %g, the search measured %g", kl, result.Fitness)
 			}
-			again, err := pipeline.ParseRecipe([]byte(found.Recipes[0].Text()), filepath.Join(filepath.Dir(r.Model.Path), "found.yaml"))
+			dir := t.TempDir()
+			text, err := found.Recipes[0].TextIn(dir)
 			if err != nil {
 				t.Fatal(err)
 			}
-			again.Model = r.Model
-			again.Calibration, again.Evaluate = r.Calibration, r.Evaluate
+			again, err := pipeline.ParseRecipe([]byte(text), filepath.Join(dir, "found.yaml"))
+			if err != nil {
+				t.Fatal(err)
+			}
 			again.Output.Path = filepath.Join(t.TempDir(), "again")
 			if twice := mustRun(t, again, o); twice.Output.WeightBytes != run.Output.WeightBytes || weights(twice) != weights(run) {
 				t.Error("the recipe that was found gives other weights")

@@ -143,9 +143,13 @@ func writeRecipes(folder string, found *pipeline.Found) error {
 		return &pipeline.OutputError{Path: folder, Err: err}
 	}
 	for i, recipe := range found.Recipes {
+		text, err := recipe.TextIn(folder)
+		if err != nil {
+			return err
+		}
 		file := filepath.Join(folder, slug(found.Record.Results[i].Asked)+".yaml")
-		err := atomicfile.Write(file, func(w io.Writer) error {
-			_, err := io.WriteString(w, recipe.Text())
+		err = atomicfile.Write(file, func(w io.Writer) error {
+			_, err := io.WriteString(w, text)
 			return err
 		})
 		if err != nil {

@@ -28,7 +28,7 @@ func main() {
 	flag.StringVar(&b.data, "data", "../shared/data", "folder of real models and data")
 	flag.StringVar(&b.model, "model", "resnet20", "resnet20, resnet56, llm-stories260k or llm-tinystories-656k")
 	flag.StringVar(&b.kind, "levels", "bits", "bits, sparsity, drop or mixed")
-	at := flag.String("at", "2.25,2.5,3", "budgets, divided by commas: average bits of the codes, sparsities, or sublayers less; each counts the bytes of uniform models of such levels")
+	at := flag.String("at", "2.25,2.5,3", "budgets, divided by commas: average bits of the codes, sparsities, or blocks less; each counts the bytes of uniform models of such levels")
 	flag.IntVar(&b.images, "samples", 1024, "calibration images of a ResNet")
 	flag.IntVar(&b.documents, "documents", 128, "calibration documents of a language model")
 	flag.IntVar(&b.seeds, "seeds", 3, "searches with seeds 1 to N")
@@ -124,12 +124,33 @@ func (b *bench) budget(ctx context.Context, x string) (int64, error) {
 		n, err := size(fmt.Sprintf("{prune: {method: magnitude, sparsity: %s}}", x))
 		return int64(n), err
 	}
+	if b.kind == "drop" {
+		n, err := b.without(ctx, int(v))
+		return int64(1.001 * float64(n)), err
+	}
 	low, err := size(fmt.Sprintf("{quantize: {method: nearest, bits: %d}}", int(math.Floor(v))))
 	if err != nil || v == math.Floor(v) {
 		return int64(low), err
 	}
 	high, err := size(fmt.Sprintf("{quantize: {method: nearest, bits: %d}}", int(math.Ceil(v))))
 	return int64(low + (high-low)*(v-math.Floor(v))), err
+}
+
+// without returns the bytes of the model without its first n blocks.
+func (b *bench) without(ctx context.Context, n int) (int64, error) {
+	var blocks []string
+	for i := range n {
+		blocks = append(blocks, strconv.Quote(strconv.Itoa(i)))
+	}
+	recipe, err := b.recipe("remove: [{blocks: [" + strings.Join(blocks, ", ") + "]}]\n")
+	if err != nil {
+		return 0, err
+	}
+	plan, err := pipeline.MakePlan(ctx, recipe, pipeline.Options{Cache: b.cache})
+	if err != nil {
+		return 0, err
+	}
+	return plan.WeightBytes, nil
 }
 
 func (b *bench) recipe(rules string) (*pipeline.Recipe, error) {

@@ -60,7 +60,7 @@ func resnet20(t testing.TB) *subject {
 		}
 	}
 	images, err := dataset.OpenImages(context.Background(), dataset.Options{
-		Path: shared(t, "cifar10/train5085.bin"), Format: dataset.CIFAR10, Normalize: dataset.Normalize(g.Normalize),
+		Path: shared(t, "cifar10/train5085.bin"), Format: dataset.CIFAR10, Normalize: dataset.Normalize(g.Normalize), Samples: 2048,
 	})
 	if err != nil {
 		t.Fatal(err)

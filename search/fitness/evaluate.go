@@ -107,23 +107,84 @@ func (r *race) run(ctx context.Context, survivors int) error {
 	if survivors < 1 || survivors >= len(all) {
 		return r.advance(ctx, all, items)
 	}
-	first, items := r.heat(items, firstShare)
-	if err := r.advance(ctx, all, first); err != nil || len(items) == 0 {
-		return err
+	// No heat changes a number: what a candidate's items give is added in their order.
+	for share := firstShare; ; share = heatShare {
+		var heat []int
+		heat, items = r.heat(items, share)
+		if err := r.advance(ctx, all, heat); err != nil || len(items) == 0 {
+			return err
+		}
+		front, rest := r.divide(all, survivors)
+		if r.apart(all, front, rest, float64(len(items))/float64(len(r.items))) {
+			return r.chase(ctx, front, rest, items)
+		}
 	}
-	// Those in front go through to the end, so that the others have a mark to pass.
+}
+
+// divide returns those in front so far, and the others.
+func (r *race) divide(all []int, survivors int) (front, rest []int) {
 	order := slices.Clone(all)
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(r.total(a), r.total(b)) })
-	front, rest := order[:survivors], order[survivors:]
+	front, rest = order[:survivors], order[survivors:]
 	slices.Sort(front)
 	slices.Sort(rest)
+	return front, rest
+}
+
+// apart foretells whether it takes fewer operations to bring those in front to the
+// end and then to stop others, than to go on together, who share more. left is the
+// share of items ahead; a candidate is taken to go on as it did.
+func (r *race) apart(all, front, rest []int, left float64) bool {
+	together := left * r.nodes(all)
+	mark := r.highest(front)
+	separate := left * r.nodes(front)
+	const steps = heatShare
+	for k := range steps {
+		at := 1 - left + left*float64(k)/steps
+		ahead := slices.DeleteFunc(slices.Clone(rest), func(c int) bool { return r.total(c)*at > mark*(1+rounding) })
+		separate += left / steps * r.nodes(ahead)
+	}
+	return separate < together
+}
+
+// nodes returns how many operations a tree of candidates has, those of sites that
+// are dropped included.
+func (r *race) nodes(members []int) float64 {
+	count, node := 0, make([]int, len(members))
+	nodes := min(1, len(members))
+	for i := range r.e.ops {
+		for _, gene := range slices.Concat(r.e.ops[i].begins, r.e.ops[i].genes) {
+			parts := map[[2]int]int{}
+			for k, c := range members {
+				at := [2]int{node[k], r.candidates[c][gene]}
+				if _, ok := parts[at]; !ok {
+					parts[at] = len(parts)
+				}
+				node[k] = parts[at]
+			}
+			nodes = len(parts)
+		}
+		count += nodes
+	}
+	return float64(count)
+}
+
+// highest returns the largest total of some candidates.
+func (r *race) highest(candidates []int) float64 {
+	mark := 0.0
+	for _, c := range candidates {
+		mark = max(mark, r.total(c))
+	}
+	return mark
+}
+
+// chase brings those in front to the end, so that the others have a mark to pass, and
+// then these, until they pass it.
+func (r *race) chase(ctx context.Context, front, rest, items []int) error {
 	if err := r.advance(ctx, front, items); err != nil {
 		return err
 	}
-	mark := 0.0
-	for _, c := range front {
-		mark = max(mark, r.total(c))
-	}
+	mark := r.highest(front)
 	r.hardest(items, front)
 	for len(items) > 0 {
 		rest = slices.DeleteFunc(rest, func(c int) bool { return r.stop(c, mark) })
@@ -164,16 +225,20 @@ func (r *race) hardest(items, candidates []int) {
 }
 
 // Candidates are stopped after so much of the samples, but not after fewer than
-// these.
+// these: with less at a time workers stand idle.
 const (
-	firstShare  = 8
-	heatShare   = 16
-	heatSamples = 32
+	firstShare = 8
+	heatShare  = 16
+	heatImages = 32
+	heatTokens = 512
 )
 
 // heat cuts items after 1/share of all samples.
 func (r *race) heat(items []int, share int) (heat, left []int) {
-	want := max(heatSamples, r.samples/share)
+	want := max(heatImages, r.samples/share)
+	if r.e.data.language() {
+		want = max(heatTokens, r.samples/share)
+	}
 	for i, at := range items {
 		if want -= r.e.data.counted(r.items[at]); want <= 0 {
 			return items[:i+1], items[i+1:]
@@ -194,7 +259,7 @@ func numbers(n int) []int {
 // freed buffers serve again, unless those are of fewer rows than make a weight worth
 // reading; and then up to mostBytes.
 const (
-	partBytes = 64 << 20
+	partBytes = 8 << 20
 	mostBytes = 1 << 30
 	imageRows = 16
 	tokenRows = 1024

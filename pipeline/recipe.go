@@ -226,7 +226,11 @@ func ParseRecipe(text []byte, file string) (*Recipe, error) {
 
 func (r *Recipe) paths() []*string {
 	paths := []*string{&r.Model.Path, &r.Output.Path}
-	for _, d := range []*Data{r.Calibration, r.Evaluate} {
+	data := []*Data{r.Calibration, r.Evaluate}
+	if r.Search != nil {
+		data = append(data, r.Search.Data)
+	}
+	for _, d := range data {
 		if d != nil {
 			paths = append(paths, &d.Path, &d.Labels, &d.Text.Lengths)
 		}

@@ -49,6 +49,7 @@ type finder struct {
 	levels  *database
 	asked   *Search
 	genes   []gene
+	data    samples // that candidates are measured on
 	model   *fitness.Evaluator
 	unit    string // tokens or images
 	samples int    // for errors and results
@@ -103,8 +104,8 @@ func Find(ctx context.Context, recipe *Recipe, o Options) (*Found, error) {
 	if err := recipe.checkFit(); err != nil {
 		return nil, err
 	}
-	if recipe.Calibration == nil {
-		return nil, &RecipeError{File: recipe.file, Where: "calibration", Reason: "is missing, and a search measures candidates on data; name some there or with --calibration"}
+	if recipe.Calibration == nil && recipe.Search.Data == nil {
+		return nil, &RecipeError{File: recipe.file, Where: "calibration", Reason: "is missing, and a search measures candidates on data; name some there, with --calibration, or as search.data"}
 	}
 	r := newRun(recipe, o)
 	r.clock.enter(StageOpen)
@@ -153,6 +154,15 @@ func (f *finder) open(ctx context.Context) (err error) {
 		r.kept = &store{dir: f.temp}
 	}
 	r.weights.store = r.kept
+	f.data = r.calibration
+	if d := f.asked.Data; d != nil {
+		if f.data, err = openSamples(ctx, r.recipe, d, r.graph); err != nil {
+			return err
+		}
+		if overlap(d, r.recipe.Evaluate) {
+			r.clock.emit(Event{Warning: "evaluation samples come from the same part of the same file as those of the search; figures will flatter the result"})
+		}
+	}
 	if err := f.openModel(); err != nil {
 		return err
 	}
@@ -195,7 +205,7 @@ func (f *finder) openModel() (err error) {
 	}
 	var data fitness.Data
 	f.unit, f.samples = "images", 4096
-	switch s := r.calibration.(type) {
+	switch s := f.data.(type) {
 	case imageSamples:
 		data.Images = s.Images
 	case textSamples:
@@ -306,7 +316,7 @@ func (f *finder) checkStages() error {
 	for i, s := range o.Stages {
 		if s.Samples > f.model.Samples() {
 			return &RecipeError{File: f.run.recipe.file, Where: fmt.Sprintf("search.stages[%d]", i), Reason: fmt.Sprintf(
-				"wants %d %s, and the calibration data have %d; give more of them, or fewer in the stages", s.Samples, f.unit, f.model.Samples())}
+				"wants %d %s, and the data have %d; give more of them, or fewer in the stages", s.Samples, f.unit, f.model.Samples())}
 		}
 	}
 	return nil
@@ -326,6 +336,9 @@ func (f *finder) find(ctx context.Context) (*Found, error) {
 	}
 	rec := &record.Search{
 		Method: f.asked.Method, Fitness: f.asked.Fitness, TopK: f.asked.TopK, Unit: f.unit, Samples: f.model.Samples(), Seed: f.asked.Seed,
+	}
+	if d := f.asked.Data; d != nil {
+		rec.Data = copied(&dataRecord("search", d, f.data)[0])
 	}
 	if rec.Genes, rec.Smallest, rec.Largest, err = r.describe(f.genes, f.levels); err != nil {
 		return nil, err
@@ -586,7 +599,7 @@ func (f *finder) able(c search.Candidate) bool {
 // key is of all that a measurement of candidates depends on, and more.
 func (f *finder) key(parts ...any) (string, error) {
 	all := []any{
-		"search", searchVersion, layer.EncodingVersion, blas.Path, f.run.sha, f.run.graph.Hash(), f.run.calibration.sha256(),
+		"search", searchVersion, layer.EncodingVersion, blas.Path, f.run.sha, f.run.graph.Hash(), f.data.sha256(),
 		f.asked.Fitness, f.asked.TopK, f.levels.keys,
 	}
 	for _, g := range f.genes {

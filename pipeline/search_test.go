@@ -188,7 +188,7 @@ func TestSearchCannot(t *testing.T) {
 		{nearestLevels, "fit: 1KB", "and the smallest that the levels allow is "},
 		{nearestLevels, "fit: 60KB", "and all layers at their dearest levels take "},
 		{nearestLevels, "fit: 2MB", "is more than the model takes as it is"},
-		{nearestLevels, "fit: 3 bits, stages: [{survivors: 1, samples: 97}]", "search.stages[0]: wants 97 images, and the calibration data have 96"},
+		{nearestLevels, "fit: 3 bits, stages: [{survivors: 1, samples: 97}]", "search.stages[0]: wants 97 images, and the data have 96"},
 	} {
 		_, err := pipeline.Find(context.Background(), searched(t, "resnet8", c.rule, c.keys, ""), pipeline.Options{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -22,6 +22,10 @@ type Search struct {
 	// masks and factors included (3 bits).
 	Fit Sizes `yaml:"fit"`
 
+	// Data are what candidates are measured on; default the calibration data, which
+	// levels have been fitted to.
+	Data *Data `yaml:"data"`
+
 	Method string `yaml:"method"` // evopress (default), dp, greedy, random, uniform
 	Start  string `yaml:"start"`  // of evopress: best (default) of these: dp, greedy, random, uniform
 	Errors string `yaml:"errors"` // of dp and greedy: output (default), layer
@@ -151,6 +155,14 @@ func (s *Search) check() (where, reason string) {
 	if s.Preset != "" {
 		if reason := oneOf(&s.Preset, searchPresets...); reason != "" {
 			return ".preset", reason
+		}
+	}
+	if d := s.Data; d != nil {
+		if where, reason := d.check(); reason != "" {
+			return strings.TrimSuffix(".data."+where, "."), reason
+		}
+		if d.Text.Stride != 0 || d.Targets != 0 {
+			return ".data", "has text.stride or targets, which are for evaluate alone"
 		}
 	}
 	switch {

@@ -82,7 +82,7 @@ type Source struct {
 
 // Data is a set of samples that was used.
 type Data struct {
-	Role    string `json:"role"` // calibration or evaluation
+	Role    string `json:"role"` // calibration, evaluation or search
 	Path    string `json:"path"`
 	Format  string `json:"format"`
 	Samples int    `json:"samples"`

@@ -9,6 +9,7 @@ type Search struct {
 	Unit    string `json:"unit"`            // what samples are counted in: tokens or images
 	Samples int    `json:"samples"`         // that batches are drawn from
 	Seed    uint64 `json:"seed"`
+	Data    *Data  `json:"data,omitempty"` // that candidates were measured on; nil: the calibration data
 
 	Smallest int64 `json:"smallest_bytes"` // of the whole weight files, at the cheapest levels
 	Largest  int64 `json:"largest_bytes"`

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -677,7 +678,7 @@ func TestAttentionIsItsDefinition(t *testing.T) {
 			Ops:    []Op{{Kind: Attend, Name: "attention", Inputs: []int{0, 1, 2}, Output: 3, Attention: a}}, Output: 3,
 		}
 		// The graph has one input, so that Check would refuse the other two.
-		e := &Executor{graph: g, pool: pool.New(2)}
+		e := &Executor{graph: g, pool: pool.New(2), scratch: &sync.Pool{}}
 		y, err := e.Step(context.Background(), 0, in)
 		if err != nil {
 			t.Fatal(err)

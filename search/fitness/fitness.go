@@ -72,7 +72,7 @@ const defaultTopK = 10
 type Options struct {
 	Measure Measure // "" means KL
 	TopK    int     // for TopKKL; 0 means 10, more than there are outputs means all
-	Cache   int64   // bytes of tensors that stay in memory between uses
+	Cache   int64   // bytes of tensors that stay in memory between uses: levels, and the original's
 
 	// Plain takes no shortcuts: each candidate goes alone through the whole graph, to
 	// the last sample, with tensors that are read anew. The original's answers are

@@ -34,12 +34,11 @@ type countedRow struct {
 
 // node are candidates whose values are the same so far.
 type node struct {
-	members []int          // indices of candidates, rising
-	values  []*value       // by the graph's values; nil: not there, or no more
-	tensors map[string]key // of the operation at hand, those that are not the original's
-	weights model.Weights  // of the operation at hand
-	rows    model.Rows     // of the operation at hand
-	head    *model.Head    // of a language model, once the tree has ended
+	members []int         // indices of candidates, rising
+	values  []*value      // by the graph's values; nil: not there, or no more
+	weights model.Weights // of the operation at hand
+	rows    model.Rows    // of the operation at hand
+	head    *model.Head   // of a language model, once the tree has ended
 }
 
 // value is shared by nodes, and freed by the last of them.

@@ -96,6 +96,9 @@ const blockBuffer = 32 << 10
 
 // ReadAt decodes the values from byte off of the F32 values on.
 func (r *blockReader) ReadAt(p []byte, off int64) (n int, err error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	wide := int64(4 * r.kind.block) // bytes of a block's values
 	first, skip := off/wide, int(off%wide)
 	left := min((int64(skip+len(p))+wide-1)/wide, r.blocks()-first)

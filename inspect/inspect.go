@@ -44,6 +44,7 @@ type Report struct {
 	// All counts the whole checkpoint, whatever the filter. Here and in all sums a
 	// tensor of several names counts once.
 	All     Total     `json:"all"`
+	Listed  Total     `json:"listed"` // what the filter leaves
 	Tensors []Tensor  `json:"tensors"`
 	Groups  []Total   `json:"groups"` // of the listed tensors, the largest first
 	DTypes  []Total   `json:"dtypes"` // of the listed tensors, the largest first
@@ -199,6 +200,11 @@ func (r *Report) list(ckpt *loader.Checkpoint, filter string) {
 		sum(groups, entry.Group, entry)
 		sum(types, entry.DType, entry)
 	}
+	for _, t := range types {
+		r.Listed.Tensors += t.Tensors
+		r.Listed.add(t.Elements, t.Bytes)
+	}
+	r.Listed.Share = share(r.Listed.Bytes)
 	sorted := func(totals map[string]*Total) []Total {
 		list := []Total{}
 		for _, t := range totals {

@@ -20,7 +20,7 @@ type Stats struct {
 	Std      float64 `json:"std"`      // of the population
 	Zeros    float64 `json:"zeros"`    // share of the finite values that are 0
 	Kurtosis float64 `json:"kurtosis"` // the fourth central moment over std⁴: 3 for normal values, 0 where std is 0
-	Peak     float64 `json:"peak"`     // the largest |w| over std, 0 where std is 0
+	Peak     float64 `json:"peak"`     // the largest distance from the mean over std, 0 where std is 0
 }
 
 // measure fills in the statistics. One worker reads a tensor from its start to its
@@ -136,7 +136,7 @@ func (m *moments) stats() Stats {
 	s.Zeros = float64(m.zeros) / n
 	if s.Std = math.Sqrt(m.m2 / n); s.Std > 0 {
 		s.Kurtosis = n * (m.m4 / m.m2) / m.m2
-		s.Peak = max(-m.min, m.max) / s.Std
+		s.Peak = max(m.mean-m.min, m.max-m.mean) / s.Std
 	}
 	return s
 }

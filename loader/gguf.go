@@ -225,6 +225,8 @@ type ggufParser struct {
 	limit int64 // where the bytes end, or all that are allowed
 	long  bool  // more bytes follow the limit
 	kept  int   // bytes of keys and values
+
+	number [8]byte // what uint reads
 }
 
 func readGGUFHeader(r io.ReaderAt, size int64) (*ggufHeader, error) {
@@ -285,14 +287,14 @@ func (p *ggufParser) short() error {
 
 // uint reads an unsigned integer of n bytes.
 func (p *ggufParser) uint(n int) (uint64, error) {
-	var b [8]byte
 	if int64(n) > p.limit-p.pos {
 		return 0, p.short()
 	}
-	if err := p.fill(b[:n]); err != nil {
+	clear(p.number[n:])
+	if err := p.fill(p.number[:n]); err != nil {
 		return 0, err
 	}
-	return binary.LittleEndian.Uint64(b[:]), nil
+	return binary.LittleEndian.Uint64(p.number[:]), nil
 }
 
 // fill reads bytes that are known to be below the limit.
@@ -486,8 +488,11 @@ func (p *ggufParser) array(depth int) (text string, keep bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
-	if n > maxGGUFItems && ggufSizes[kind] > 0 {
+	switch many := n > maxGGUFItems; {
+	case many && ggufSizes[kind] > 0:
 		return "", false, p.skip(uint64(n) * uint64(each))
+	case many && kind == ggufString: // a vocabulary
+		return "", false, p.skipStrings(n)
 	}
 	var items []string
 	keep, size := n <= maxGGUFItems, 0
@@ -508,6 +513,20 @@ func (p *ggufParser) array(depth int) (text string, keep bool, err error) {
 		return "", false, nil
 	}
 	return "[" + strings.Join(items, ", ") + "]", true, nil
+}
+
+// skipStrings passes over n strings.
+func (p *ggufParser) skipStrings(n int) error {
+	for range n {
+		length, err := p.length()
+		if err != nil {
+			return err
+		}
+		if err := p.skip(length); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *ggufParser) tensor() (t ggufTensor, err error) {

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -33,8 +35,8 @@ Without --stats no tensor is read, so that any size takes no time.
 A group is the tensors of modules that differ in numbers alone. Of tensors that
 are one and the same (tied), all names are listed and one counts. The columns of
 --stats are of floating-point tensors, of their finite values: zeros is a share,
-kurtosis is 3 for normal values and large where there are outliers, peak is the
-largest absolute value in standard deviations.
+kurtosis is 3 for normal values and large where there are outliers, peak is how
+far the farthest value is from the mean, in standard deviations.
 
 The fields of --json are those of inspect.Report (go doc inspect Report). They keep
 their meaning as long as "version" is 1.`,
@@ -74,23 +76,25 @@ func printReport(w io.Writer, r *inspect.Report, stats bool) error {
 	if len(r.Groups) > 1 && len(r.Groups) < len(r.Tensors) {
 		p("%s", totalTable("group", r.Groups))
 	}
-	p("%s", totalTable("dtype", r.DTypes))
+	if len(r.DTypes) > 1 {
+		p("%s", totalTable("dtype", r.DTypes))
+	}
 	p("%-12s %s, %s of files", "format", r.Format, bytesText(r.FileBytes))
 	if r.Architecture == "" {
 		p("%-12s not recognised", "architecture")
 	} else {
 		p("%-12s %s", "architecture", printable(r.Architecture))
 	}
-	listed := ""
+	p("%-12s %s with %s elements, %s bytes", "tensors", thousands(int64(r.All.Tensors)), thousands(r.All.Elements), thousands(r.All.Bytes))
 	if len(r.Tensors) < r.All.Tensors {
-		listed = fmt.Sprintf(" (%s listed)", thousands(int64(len(r.Tensors))))
+		sum := r.Listed
+		p("%-12s %s with %s elements, %s bytes (%s)", "listed", thousands(int64(sum.Tensors)), thousands(sum.Elements), thousands(sum.Bytes), percent(sum.Share))
 	}
-	p("%-12s %s%s, %s elements, %s bytes", "tensors", thousands(int64(r.All.Tensors)), listed, thousands(r.All.Elements), thousands(r.All.Bytes))
 	if r.Written != nil {
 		p("%-12s by fettle: %s compressed weights; dense, all tensors would take %s", "written", thousands(int64(r.Written.Compressed)), bytesText(r.Written.DenseBytes))
 	}
 	if len(r.Metadata) > 0 {
-		p("%-12s %d keys; --json shows them", "metadata", len(r.Metadata))
+		p("%-12s %s", "metadata", metadataText(r.Metadata))
 	}
 	if stats {
 		printOutliers(p, r)
@@ -121,7 +125,7 @@ func printOutliers(p func(string, ...any), r *inspect.Report) {
 		}
 	}
 	if farthest != nil && farthest.Stats.Peak > 0 {
-		p("%-12s farthest in %s: %.1f standard deviations", "outliers", printable(farthest.Name), farthest.Stats.Peak)
+		p("%-12s the farthest are in %s, %.1f standard deviations from the mean", "outliers", printable(farthest.Name), farthest.Stats.Peak)
 	}
 }
 
@@ -129,7 +133,11 @@ func tensorTable(r *inspect.Report, stats bool) string {
 	t := newTable()
 	head := table.Row{"tensor", "dtype", "shape", "bytes", "share"}
 	if stats {
-		head = append(head, "min", "max", "mean", "std", "zeros", "kurtosis", "peak", "NaN", "Inf")
+		head = append(head, "min", "max", "mean", "std", "zeros", "kurtosis", "peak")
+	}
+	finite := !slices.ContainsFunc(r.Tensors, func(t inspect.Tensor) bool { return t.Stats != nil && t.Stats.NaN+t.Stats.Inf > 0 })
+	if !finite {
+		head = append(head, "NaN", "Inf")
 	}
 	t.AppendHeader(head)
 	rightFrom(t, 4, len(head))
@@ -140,7 +148,10 @@ func tensorTable(r *inspect.Report, stats bool) string {
 		}
 		if s := entry.Stats; s != nil && stats {
 			row = append(row, figure(s.Min), figure(s.Max), figure(s.Mean), figure(s.Std), percent(s.Zeros),
-				fmt.Sprintf("%.1f", s.Kurtosis), fmt.Sprintf("%.1f", s.Peak), thousands(s.NaN), thousands(s.Inf))
+				fmt.Sprintf("%.1f", s.Kurtosis), fmt.Sprintf("%.1f", s.Peak))
+			if !finite {
+				row = append(row, thousands(s.NaN), thousands(s.Inf))
+			}
 		}
 		for len(row) < len(head) {
 			row = append(row, "–")
@@ -177,6 +188,18 @@ func rightFrom(t table.Writer, from, to int) {
 	t.SetColumnConfigs(right)
 }
 
+// metadataText writes few and short values, and else says how many there are.
+func metadataText(metadata map[string]string) string {
+	var pairs []string
+	for _, key := range slices.Sorted(maps.Keys(metadata)) {
+		pairs = append(pairs, printable(key)+"="+printable(metadata[key]))
+	}
+	if text := strings.Join(pairs, ", "); len(text) <= longest {
+		return text
+	}
+	return fmt.Sprintf("%d keys; --json shows them", len(metadata))
+}
+
 // longest is how much of a name is printed.
 const longest = 120
 
@@ -210,4 +233,3 @@ func figure(v float64) string {
 	}
 	return fmt.Sprintf("%.4g", v)
 }
-

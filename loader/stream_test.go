@@ -24,7 +24,11 @@ func TestStream(t *testing.T) {
 		pStr("empty"), pView(s, 0, []int{3, 0}, []int{1, 1}),
 	)), values))
 	v, err := c.View([]Part{
-		{Name: "dense"}, {Name: "turned"}, {Name: "repeated"}, {Name: "scalar"}, {Name: "empty"},
+		{Name: "dense"},
+		{Name: "turned"},
+		{Name: "repeated"},
+		{Name: "scalar"},
+		{Name: "empty"},
 		{Name: "rows", From: "dense", Keep: [][]int{{0, 2}, {1, 3}, nil}},
 		{Name: "columns", From: "dense", Keep: [][]int{nil, nil, {0, 1, 4}}},
 		{Name: "both", From: "turned", Keep: [][]int{{1, 2, 4}, nil, {0, 2}}},
@@ -57,7 +61,7 @@ func TestStream(t *testing.T) {
 		}
 	}
 	own := errors.New("enough")
-	if err := v.StreamFloat32(context.Background(), "dense", func([]float32) error { return own }); err != own {
+	if err := v.StreamFloat32(context.Background(), "dense", func([]float32) error { return own }); !errors.Is(err, own) {
 		t.Errorf("error %v", err)
 	}
 	if err := v.StreamFloat32(context.Background(), "x", nil); !errors.Is(err, ErrNotFound) {

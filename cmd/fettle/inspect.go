@@ -72,7 +72,9 @@ their meaning as long as "version" is 1.`,
 func printReport(w io.Writer, r *inspect.Report, stats bool) error {
 	out := &strings.Builder{}
 	p := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
-	p("%s", tensorTable(r, stats))
+	if len(r.Tensors) > 0 {
+		p("%s", tensorTable(r, stats))
+	}
 	if len(r.Groups) > 1 && len(r.Groups) < len(r.Tensors) {
 		p("%s", totalTable("group", r.Groups))
 	}
@@ -100,10 +102,10 @@ func printReport(w io.Writer, r *inspect.Report, stats bool) error {
 		printOutliers(p, r)
 	}
 	for _, s := range r.Skipped {
-		p("note: tensor %s cannot be read: %s", printable(s.Name), printable(s.Reason))
+		p("note: tensor %s cannot be read: %s", printable(s.Name), visible(s.Reason))
 	}
 	for _, note := range r.Notes {
-		p("note: %s", printable(note))
+		p("note: %s", visible(note))
 	}
 	_, err := io.WriteString(w, out.String())
 	return err
@@ -203,16 +205,22 @@ func metadataText(metadata map[string]string) string {
 // longest is how much of a name is printed.
 const longest = 120
 
-// printable quotes a name that would do something to a terminal, and shortens one
-// that would fill it.
+// printable is a name for a table: as visible has it, and shortened where it would
+// fill the screen.
 func printable(name string) string {
-	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) || name == "" {
-		name = strconv.Quote(name)
+	runes := []rune(visible(name))
+	if len(runes) <= longest {
+		return string(runes)
 	}
-	if runes := []rune(name); len(runes) > longest {
-		return string(runes[:longest/2]) + "…" + string(runes[len(runes)-longest/2:])
+	return string(runes[:longest/2]) + "…" + string(runes[len(runes)-longest/2:])
+}
+
+// visible quotes text of a file that would do something to a terminal.
+func visible(text string) string {
+	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(text)
 	}
-	return name
+	return text
 }
 
 // thousands writes a number with commas between groups of three digits.

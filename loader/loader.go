@@ -1,4 +1,4 @@
-// Package loader opens checkpoints: safetensors files and folders, and what
+// Package loader opens checkpoints: safetensors and GGUF files and folders, and what
 // torch.save wrote, both as a zip and in the older format before PyTorch 1.6.
 //
 // Opening reads headers and pickles, never tensor data. ReadFloat32 and
@@ -78,9 +78,9 @@ type Checkpoint struct {
 }
 
 // Open opens the checkpoint at path: a file, or a folder that holds
-// model.safetensors, model.safetensors.index.json with its shards, or
-// pytorch_model.bin. It reads no tensor data. The error is a *FormatError where
-// the content is at fault.
+// model.safetensors, model.safetensors.index.json with its shards,
+// pytorch_model.bin or one GGUF file, which may be split. It reads no tensor data.
+// The error is a *FormatError where the content is at fault.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	c := &Checkpoint{path: path, index: map[string]int{}}
 	err := c.open(ctx)
@@ -133,7 +133,8 @@ func (c *Checkpoint) Lookup(name string) (Tensor, bool) {
 	return c.tensors[i], true
 }
 
-// Metadata returns a safetensors file's __metadata__; nil where it has none.
+// Metadata returns a safetensors file's __metadata__, nil where it has none, and a
+// GGUF file's keys with their values as text, but not long arrays and strings.
 func (c *Checkpoint) Metadata() map[string]string { return maps.Clone(c.metadata) }
 
 // Root returns where a pickle's state dict was found: the dotted path from the

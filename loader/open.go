@@ -39,6 +39,9 @@ func (c *Checkpoint) open(ctx context.Context) error {
 	case strings.HasSuffix(c.path, ".index.json"):
 		return c.openShards(ctx, c.path)
 	}
+	if parts := splitParts(c.path); parts != nil {
+		return c.openSplit(ctx, parts)
+	}
 	return c.openFile(c.path)
 }
 
@@ -56,7 +59,15 @@ func (c *Checkpoint) openFolder(ctx context.Context) error {
 		}
 		return c.openFile(path)
 	}
-	return malformed("the folder holds none of %s, %s and %s: name the checkpoint file itself", singleName, indexName, torchName)
+	switch path, err := ggufIn(c.path); {
+	case err != nil:
+		return err
+	case splitParts(path) != nil:
+		return c.openSplit(ctx, splitParts(path))
+	case path != "":
+		return c.openFile(path)
+	}
+	return malformed("the folder holds none of %s, %s, %s and a .gguf file: name the checkpoint file itself", singleName, indexName, torchName)
 }
 
 // openFile opens a single file of any format.
@@ -82,12 +93,12 @@ func (c *Checkpoint) openReader(f io.ReaderAt, size int64, isSafetensors bool) e
 		return c.openSafetensors(f, size)
 	case bytes.HasPrefix(head, []byte("PK\x03\x04")):
 		return c.openZip(f, size)
-	case bytes.HasPrefix(head, []byte("GGUF")):
-		return malformed("this is a GGUF file, which cannot be read: give the safetensors or PyTorch checkpoint that it was made from")
+	case bytes.HasPrefix(head, []byte(ggufMagic)):
+		return c.openGGUF(f, size)
 	case head[0] == 0x80 || head[0] == 'L': // PROTO, or protocol 1's decimal magic number
 		return c.openLegacy(f, size)
 	}
-	return malformed("this is neither a safetensors file nor a checkpoint that torch.save wrote")
+	return malformed("this is neither a safetensors or GGUF file nor a checkpoint that torch.save wrote")
 }
 
 // looksLikeSafetensors reports whether a file starts with a length below 4 GiB

@@ -121,14 +121,14 @@ func (t *Tensor) cut(keep [][]int) (problem string) {
 	return ""
 }
 
-// row returns row i of a tensor of two axes.
+// row returns index i of a tensor's first axis.
 func (t Tensor) row(i int) Tensor {
 	if t.keep != nil {
 		if rows := t.keep[0]; rows != nil {
 			i = rows[i]
 		}
 		t.keep, t.whole = t.keep[1:], t.whole[1:]
-		if t.keep[0] == nil {
+		if !slices.ContainsFunc(t.keep, func(list []int) bool { return list != nil }) {
 			t.keep = nil
 		}
 	}

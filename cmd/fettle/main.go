@@ -23,12 +23,14 @@ import (
 	"github.com/fettle-dev/fettle/evaluate"
 	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/gate"
+	"github.com/fettle-dev/fettle/inspect"
 	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/layer"
 	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/model"
 	"github.com/fettle-dev/fettle/pipeline"
 	"github.com/fettle-dev/fettle/prune"
+	"github.com/fettle-dev/fettle/search/fitness"
 )
 
 // version is set by the Makefile; a plain go build leaves it to the module's
@@ -63,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run decides
 		Commands: []*cli.Command{
-			compressCommand(), searchCommand(), planCommand(), evaluateCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
+			compressCommand(), searchCommand(), planCommand(), evaluateCommand(), inspectCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
@@ -120,11 +122,11 @@ func exitCode(ctx context.Context, err error) int {
 	case errors.Is(err, errBudget):
 		return exitBudget
 	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*pipeline.FitError](err), is[*model.OptionError](err), is[*prune.AllocationError](err), errors.Is(err, prune.ErrImpossible),
-		is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
+		is[*inspect.OptionError](err), is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
 		return exitUsage
 	case is[*loader.FormatError](err), is[*layer.InputError](err), is[*prune.ValueError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
 		is[*dataset.Error](err), is[*evaluate.Error](err), is[*export.TensorError](err), is[*gate.InputError](err),
-		is[*pipeline.InputError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err), is[*scratch.Error](err),
+		is[*pipeline.InputError](err), is[*fitness.Error](err), is[*fitness.LevelError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err), is[*scratch.Error](err),
 		is[*fs.PathError](err):
 		return exitInput
 	}

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,9 +36,15 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("MODELS", models)
+			e.Setenv("GGUF", filepath.Join(models, "..", "loader", "testdata", "ggml.gguf"))
 			e.Setenv("DATA", data)
 			e.Setenv("RECIPES", filepath.Join(models, "..", "recipes"))
 			e.Setenv("FETTLE_CACHE", filepath.Join(e.WorkDir, "cache"))
+			for name, content := range binaries {
+				if err := os.WriteFile(filepath.Join(e.WorkDir, name), []byte(content), 0o600); err != nil {
+					return err
+				}
+			}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -52,6 +60,19 @@ func TestScripts(t *testing.T) {
 			return false, nil
 		},
 	})
+}
+
+// binaries are files for scripts that a text archive cannot hold.
+var binaries = map[string]string{
+	"cut.gguf":  "GGUF\x03\x00\x00\x00\x01\x00",
+	"huge.gguf": "GGUF\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10" + strings.Repeat("\x00", 32),
+	"nan.safetensors": safetensorsOf(`{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}`) +
+		"\x00\x00\xc0\x7f\x00\x00\x80\xff\x00\x00\x80\x3f",
+	"escape.safetensors": safetensorsOf(`{"\u001b[31mred":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`),
+}
+
+func safetensorsOf(header string) string {
+	return string(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) + header
 }
 
 // TestExitCodes holds kinds of faults against the documented codes.
@@ -97,6 +118,9 @@ func TestExitCodes(t *testing.T) {
 		{1, []string{"gate", out, "--max-size", "1KB"}},
 		{2, []string{"gate", out}},
 		{2, []string{"gate", out, "--max-accuracy-drop", "1"}},
+		{0, []string{"inspect", out}},
+		{3, []string{"inspect", junk}},
+		{2, []string{"inspect", model, "--sort", "x"}},
 	} {
 		var stdout, stderr bytes.Buffer
 		got := run(context.Background(), append([]string{"fettle"}, c.args...), &stdout, &stderr)

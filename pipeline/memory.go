@@ -72,11 +72,13 @@ func (p *Plan) foretellMemory(g *model.Graph) {
 }
 
 // fixedMemory returns the largest need of weights, moments and solvers: of the
-// layers that read one value, and of evaluation's two heads.
+// layers that read one value, at one level after the other where a search chooses,
+// and of evaluation's two heads.
 func (p *Plan) fixedMemory(g *model.Graph) Memory {
 	type need struct {
-		moments, layers int64
-		first           string
+		moments int64
+		layers  map[int]int64 // by level
+		first   string
 	}
 	needs := map[int]*need{}
 	for i := range p.Layers {
@@ -84,7 +86,7 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		op := &g.Ops[l.op]
 		v := op.Inputs[0]
 		if needs[v] == nil {
-			needs[v] = &need{first: l.Name}
+			needs[v] = &need{first: l.Name, layers: map[int]int64{}}
 		}
 		n, out, groups := int64(l.Spec.Cols), int64(l.Spec.Rows), int64(op.Groups())
 		// H, G and the factor; the blocks of rows that are summed.
@@ -124,12 +126,14 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 		if l.needsMoments() {
 			needs[v].moments = max(needs[v].moments, moments)
 		}
-		needs[v].layers += layers
+		needs[v].layers[l.level] += layers
 	}
 	var m Memory
 	for _, v := range slices.Sorted(maps.Keys(needs)) {
-		if total := needs[v].moments + needs[v].layers; total > m.Fixed {
-			m.Fixed, m.At = total, needs[v].first
+		for _, layers := range needs[v].layers {
+			if total := needs[v].moments + layers; total > m.Fixed {
+				m.Fixed, m.At = total, needs[v].first
+			}
 		}
 	}
 	if last := len(g.Ops) - 1; g.Ops[last].Kind == model.Linear {

@@ -41,6 +41,8 @@ type opcode struct {
 	push int  // items that it puts on
 	mark bool // takes all items above the last mark first
 	cost int  // estimated bytes of memory, without its argument
+
+	refused bool // known, so that Scan can go on, but not allowed in a checkpoint
 }
 
 // Estimates of the memory that gopickle and the stack take for each.
@@ -51,9 +53,9 @@ const (
 	costEntry = 96
 )
 
-// opcodes are the operations that are allowed. Left out are those that torch.save
-// never writes and that would need outside help: extension registry,
-// out-of-band buffers, textual persistent ids.
+// opcodes are all operations. Refused are those that torch.save never writes and
+// that would need outside help: extension registry, out-of-band buffers, textual
+// persistent ids.
 var opcodes = [256]opcode{
 	'(': {cost: costMark},
 	'.': {pop: 1, cost: costItem},
@@ -99,6 +101,12 @@ var opcodes = [256]opcode{
 	0x80: {kind: argFixed, size: 1, cost: costItem},
 	0x95: {kind: argFixed, size: 8, cost: costItem},
 	0x98: {pop: 1, push: 1, cost: costItem},
+
+	'P':  {kind: argLine, push: 1, cost: costObj, refused: true},
+	0x82: {kind: argFixed, size: 1, push: 1, cost: costObj, refused: true},
+	0x83: {kind: argFixed, size: 2, push: 1, cost: costObj, refused: true},
+	0x84: {kind: argFixed, size: 4, push: 1, cost: costObj, refused: true},
+	0x97: {push: 1, cost: costItem, refused: true},
 }
 
 // ownPrefix marks module names in the stream that gopickle gets. gopickle
@@ -114,7 +122,8 @@ type checker struct {
 	long  bool  // more bytes follow the limit
 
 	out    bytes.Buffer
-	levels []int // items on the stack, per open mark
+	trace  *tracer // nil but for Scan, which wants no stream
+	levels []int   // items on the stack, per open mark
 	memo   map[uint64]struct{}
 	cost   int64
 	frame  int64 // end of the current frame, 0 for none
@@ -129,26 +138,39 @@ type checker struct {
 // What comes out differs from what went in where gopickle would fail on good
 // input or spend too much on bad: frames are dropped, empty integers become 0,
 // sets become lists, all classes are looked up by FindClass (GLOBAL, INST,
-// with ownPrefix) or as a persistent id (STACK_GLOBAL, a pair of strings), and
-// NEWOBJ_EX becomes a NEWOBJ with the two arguments (args, kwargs).
+// with ownPrefix) or as a persistent id (STACK_GLOBAL, a pair of strings), escaped
+// strings are written out, and NEWOBJ_EX becomes a NEWOBJ with the two arguments
+// (args, kwargs).
 func checkPickle(r io.ReaderAt, off, size int64) (stream []byte, end int64, err error) {
+	c := newChecker(r, off, size)
+	if err := c.run(); err != nil {
+		return nil, 0, err
+	}
+	return c.out.Bytes(), c.pos, nil
+}
+
+func newChecker(r io.ReaderAt, off, size int64) *checker {
 	limit := min(size, off+maxPickle)
-	c := &checker{
+	return &checker{
 		in:  bufio.NewReaderSize(io.NewSectionReader(r, off, limit-off), 1<<16),
 		pos: off, limit: limit, long: limit < size,
 		levels: []int{0},
 		memo:   map[uint64]struct{}{},
 	}
+}
+
+// run follows the pickle to its STOP.
+func (c *checker) run() error {
 	for {
 		op, err := c.readByte()
 		if err != nil {
-			return nil, 0, err
+			return err
 		}
 		if err := c.step(op); err != nil {
-			return nil, 0, err
+			return err
 		}
 		if op == '.' {
-			return c.out.Bytes(), c.pos, nil
+			return nil
 		}
 	}
 }
@@ -167,9 +189,10 @@ func (c *checker) short() error {
 
 func (c *checker) step(op byte) error {
 	o := opcodes[op]
-	if o.cost == 0 {
+	if o.cost == 0 || o.refused && c.trace == nil {
 		return c.bad("the operation 0x%02x is not allowed", op)
 	}
+	at := c.pos - 1
 	if c.frame != 0 && c.pos-1 >= c.frame {
 		c.frame = 0
 	}
@@ -190,7 +213,14 @@ func (c *checker) step(op byte) error {
 	if err := c.remember(op, arg); err != nil {
 		return err
 	}
-	return c.emit(op, arg)
+	if err := c.limits(op, arg); err != nil {
+		return err
+	}
+	if c.trace != nil {
+		return c.trace.step(op, o, arg, at)
+	}
+	c.emit(op, arg)
+	return nil
 }
 
 // follow applies the operation to the sizes of the stacks.
@@ -257,8 +287,8 @@ func memoKey(op byte, arg []byte) (uint64, error) {
 	return uint64(binary.LittleEndian.Uint32(arg)), nil
 }
 
-// emit writes the operation as gopickle is to see it.
-func (c *checker) emit(op byte, arg []byte) error {
+// limits holds arguments against what is allowed, and follows the frames.
+func (c *checker) limits(op byte, arg []byte) error {
 	switch {
 	case op == 0x80 && arg[0] > 5:
 		return c.bad("its protocol is %d, at most 5 can be read", arg[0])
@@ -268,25 +298,40 @@ func (c *checker) emit(op byte, arg []byte) error {
 			return c.bad("a frame of %d bytes is inside another, or longer than what follows", n)
 		}
 		c.frame = c.pos + int64(n)
-		return nil
-	case op == 0x98: // READONLY_BUFFER changes nothing here
-		return nil
-	case (op == 0x8a || op == 0x8b) && len(arg) == opcodes[op].size: // an empty integer is 0
-		c.out.Write([]byte{'K', 0})
-		return nil
 	case (op == 0x8a || op == 0x8b) && len(arg) > maxLong:
 		return c.bad("an integer has %d bytes, at most %d are allowed", len(arg), maxLong)
+	}
+	return nil
+}
+
+// emit writes the operation as gopickle is to see it.
+func (c *checker) emit(op byte, arg []byte) {
+	switch {
+	case op == 0x95, op == 0x98: // FRAME and READONLY_BUFFER change nothing here
+		return
+	case (op == 0x8a || op == 0x8b) && len(arg) == opcodes[op].size: // an empty integer is 0
+		c.out.Write([]byte{'K', 0})
+		return
+	case op == 'S' || op == 'V':
+		text, ok := textOf(op, arg)
+		if !ok {
+			break // gopickle says what is wrong
+		}
+		c.out.WriteByte('X')
+		c.out.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(text))))
+		c.out.WriteString(text)
+		return
 	case op == 'c' || op == 'i':
 		c.out.WriteByte(op)
 		c.out.WriteString(ownPrefix)
 		c.out.Write(arg)
-		return nil
+		return
 	case op == 0x93: // TUPLE2 BINPERSID
 		c.out.Write([]byte{0x86, 'Q'})
-		return nil
+		return
 	case op == 0x92: // TUPLE2 NEWOBJ
 		c.out.Write([]byte{0x86, 0x81})
-		return nil
+		return
 	case op == 0x8f:
 		op = ']'
 	case op == 0x90:
@@ -296,7 +341,6 @@ func (c *checker) emit(op byte, arg []byte) error {
 	}
 	c.out.WriteByte(op)
 	c.out.Write(arg)
-	return nil
 }
 
 // readArg returns the bytes that follow an opcode, lengths and newlines

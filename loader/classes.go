@@ -136,9 +136,17 @@ func listed(modules map[string]string) map[string]bool {
 }
 
 // isHarmless reports whether a name is on the list, or is a layer of
-// torch.nn or a class that TorchScript compiled.
+// torch.nn or a class that TorchScript compiled. Layers are told from functions
+// by their capital.
 func isHarmless(name string) bool {
-	return harmless[name] || strings.HasPrefix(name, "torch.nn.modules.") || strings.HasPrefix(name, "__torch__.")
+	if harmless[name] || strings.HasPrefix(name, "__torch__.") {
+		return true
+	}
+	dot := strings.LastIndexByte(name, '.')
+	if !strings.HasPrefix(name, "torch.nn.modules.") || strings.ContainsFunc(name[:dot], func(r rune) bool { return r >= 'A' && r <= 'Z' }) {
+		return false
+	}
+	return dot+1 < len(name) && name[dot+1] >= 'A' && name[dot+1] <= 'Z' && strings.Count(name, ".") == 4
 }
 
 // canonical returns the Python 3 name of a class.
@@ -149,6 +157,10 @@ func canonical(module, name string) string {
 		module = "builtins"
 	case "copy_reg":
 		module = "copyreg"
+	case "commands":
+		module = "subprocess"
+	case "cPickle":
+		module = "pickle"
 	}
 	return module + "." + name
 }

@@ -20,6 +20,7 @@ const (
 	singleName = "model.safetensors"
 	indexName  = "model.safetensors.index.json"
 	torchName  = "pytorch_model.bin"
+	torchIndex = "pytorch_model.bin.index.json"
 )
 
 // maxIndex bounds the index of a sharded checkpoint in bytes.
@@ -96,9 +97,20 @@ func looksLikeSafetensors(head []byte) bool {
 	return len(head) > 8 && head[8] == '{' && bytes.Equal(head[4:8], []byte{0, 0, 0, 0})
 }
 
-// addFile opens a weight file and counts its size. Only regular files are
-// opened: a pipe would block, and cannot be read at an offset.
+// addFile opens a weight file and counts its size.
 func (c *Checkpoint) addFile(path string) (*os.File, int64, error) {
+	f, size, err := openRegular(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.files = append(c.files, f)
+	c.size += size
+	return f, size, nil
+}
+
+// openRegular opens a file. Only regular files are opened: a pipe would block,
+// and cannot be read at an offset.
+func openRegular(path string) (*os.File, int64, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, 0, err
@@ -110,11 +122,9 @@ func (c *Checkpoint) addFile(path string) (*os.File, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	c.files = append(c.files, f)
 	if info, err = f.Stat(); err != nil {
-		return nil, 0, err
+		return nil, 0, errors.Join(err, f.Close())
 	}
-	c.size += info.Size()
 	return f, info.Size(), nil
 }
 
@@ -148,32 +158,20 @@ func (c *Checkpoint) openSafetensors(f io.ReaderAt, size int64) error {
 
 // openShards opens the shards that an index names, in the order of their names.
 func (c *Checkpoint) openShards(ctx context.Context, index string) error {
-	shardOf, err := readShardIndex(index)
+	shardOf, shards, err := readShardIndex(index)
 	if err != nil {
 		return err
 	}
-	var shards []string
-	for _, shard := range shardOf {
-		shards = append(shards, shard)
-	}
-	slices.Sort(shards)
-	for _, shard := range slices.Compact(shards) {
+	for _, shard := range shards {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if shard == "" || shard != filepath.Base(shard) || !filepath.IsLocal(shard) {
-			return malformed("the index names the shard %q, which is not a file beside it", shard)
-		}
 		path := filepath.Join(filepath.Dir(index), shard)
-		f, size, err := c.addFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return malformed("the shard %s is missing: download it again", shard)
-		}
-		if err != nil {
-			return err
-		}
 		before := len(c.tensors)
-		if err := c.openSafetensors(f, size); err != nil {
+		if err := c.openFile(path); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return malformed("the shard %s is missing: download it again", shard)
+			}
 			if bad, ok := errors.AsType[*FormatError](err); ok {
 				bad.Path = path
 			}
@@ -186,33 +184,47 @@ func (c *Checkpoint) openShards(ctx context.Context, index string) error {
 			delete(shardOf, t.Name)
 		}
 	}
+	for _, s := range c.skipped {
+		delete(shardOf, s.Name)
+	}
 	for name, shard := range shardOf {
 		return malformed("the index puts tensor %q into %s, which does not hold it", name, shard)
 	}
 	return nil
 }
 
-// readShardIndex returns the file that holds each tensor.
-func readShardIndex(path string) (map[string]string, error) {
+// readShardIndex returns the file that holds each tensor, and the files in the
+// order of their names, which all lie beside the index.
+func readShardIndex(path string) (shardOf map[string]string, shards []string, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxIndex {
-		return nil, malformed("the index must be a regular file of at most %d bytes", int64(maxIndex))
+		return nil, nil, malformed("the index must be a regular file of at most %d bytes", int64(maxIndex))
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var index struct {
 		WeightMap map[string]string `json:"weight_map"`
 	}
 	if err := json.Unmarshal(text, &index); err != nil {
-		return nil, malformed("the index is not valid JSON: %v", err)
+		return nil, nil, malformed("the index is not valid JSON: %v", err)
 	}
 	if len(index.WeightMap) == 0 {
-		return nil, malformed("the index has no weight_map")
+		return nil, nil, malformed("the index has no weight_map")
 	}
-	return index.WeightMap, nil
+	for _, shard := range index.WeightMap {
+		shards = append(shards, shard)
+	}
+	slices.Sort(shards)
+	shards = slices.Compact(shards)
+	for _, shard := range shards {
+		if shard == "" || shard != filepath.Base(shard) || !filepath.IsLocal(shard) {
+			return nil, nil, malformed("the index names the shard %q, which is not a file beside it", shorten(shard))
+		}
+	}
+	return index.WeightMap, shards, nil
 }

@@ -47,6 +47,9 @@ type storage struct {
 	bigEndian bool
 }
 
+// section returns the storage's bytes alone.
+func (s *storage) section() io.ReaderAt { return io.NewSectionReader(s.data, s.base, s.size) }
+
 // Limits on what a tensor may claim.
 const (
 	// maxDims is PyTorch's own limit.

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"archive/tar"
 	"bytes"
 	"cmp"
 	"context"
@@ -44,10 +45,8 @@ type Global struct {
 // computedName stands for a name that a pickle computes while it runs.
 const computedName = "(computed by the pickle)"
 
-// Dangerous returns how many of the globals are.
-func (s *Scanned) Dangerous() int { return s.count(Dangerous) }
-
-func (s *Scanned) count(class NameClass) int {
+// Count returns how many globals of a class the files name, each once a file.
+func (s *Scanned) Count(class NameClass) int {
 	n := 0
 	for _, f := range s.Files {
 		for _, g := range f.Globals {
@@ -156,7 +155,7 @@ type scanner struct {
 // scan reads a file of any format. sure says that it is certainly one that may
 // hold pickles.
 func (s *scanner) scan(f io.ReaderAt, size int64) (sure bool, err error) {
-	head := make([]byte, min(size, 16))
+	head := make([]byte, min(size, 64))
 	if err := readAt(f, head, 0); err != nil {
 		return true, err
 	}
@@ -166,10 +165,17 @@ func (s *scanner) scan(f io.ReaderAt, size int64) (sure bool, err error) {
 	if bytes.HasPrefix(head, []byte("PK\x03\x04")) {
 		return true, s.zip(f, size)
 	}
-	// After the first pickle more may follow: a legacy file has five, then data.
+	if isTar, err := s.tar(f, size); isTar {
+		return true, err
+	}
+	// After the first pickle more may follow; a legacy file has five, then data.
+	least := 1
+	if bytes.Contains(head, []byte(legacyBytes)) || bytes.Contains(head, []byte(legacyDigits)) {
+		least = 5
+	}
 	end, err := s.pickle(f, 0, size)
-	for err == nil && end < size && startsPickle(f, end, size) {
-		if end, err = s.pickle(f, end, size); err != nil {
+	for err == nil && (s.pickles < least || startsPickle(f, end, size)) {
+		if end, err = s.pickle(f, end, size); err != nil && s.pickles > least {
 			s.pickles--
 			return true, nil // data that begins like a pickle
 		}
@@ -179,6 +185,40 @@ func (s *scanner) scan(f io.ReaderAt, size int64) (sure bool, err error) {
 		return true, nil
 	}
 	return err == nil || startsPickle(f, 0, size), err
+}
+
+// What a legacy file's first pickle holds, its magic number, in bytes and as
+// protocol 1 writes it.
+const (
+	legacyBytes  = "l\xfc\x9cF\xf9 j\xa8P\x19"
+	legacyDigits = "119547037146038801333356"
+)
+
+// tar reads the members of the format before PyTorch 0.1.10, which torch.load
+// still takes. Each may be a pickle.
+func (s *scanner) tar(f io.ReaderAt, size int64) (isTar bool, err error) {
+	in := io.NewSectionReader(f, 0, size)
+	members := tar.NewReader(in)
+	for {
+		header, err := members.Next()
+		if err != nil {
+			if isTar && !errors.Is(err, io.EOF) {
+				return true, malformed("the tar file cannot be read: %s", shorten(err.Error()))
+			}
+			return isTar, nil
+		}
+		isTar = true
+		at, err := in.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return true, err
+		}
+		s.entry = shorten(header.Name)
+		before := len(s.globals)
+		end := min(size, at+max(header.Size, 0))
+		if _, err := s.pickle(f, at, end); err != nil && len(s.globals) == before {
+			s.pickles-- // data
+		}
+	}
 }
 
 // startsPickle reports whether the bytes at an offset are the first of a pickle

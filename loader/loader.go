@@ -64,23 +64,26 @@ type Skipped struct{ Name, Reason string }
 
 // Checkpoint is an open checkpoint. It is safe for concurrent use.
 type Checkpoint struct {
-	path     string
-	format   Format
-	files    []*os.File
-	size     int64
-	tensors  []Tensor
-	skipped  []Skipped
-	index    map[string]int
-	metadata map[string]string
-	root     string
-	unknown  []string
-	view     *viewOf // nil unless this is a view of another checkpoint
+	path       string
+	format     Format
+	files      []*os.File
+	companions []string
+	size       int64
+	tensors    []Tensor
+	skipped    []Skipped
+	index      map[string]int
+	ties       map[string]int // further names of tensors
+	metadata   map[string]string
+	root       string
+	unknown    []string
+	view       *viewOf // nil unless this is a view of another checkpoint
 }
 
-// Open opens the checkpoint at path: a file, or a folder that holds
-// model.safetensors, model.safetensors.index.json with its shards, or
-// pytorch_model.bin. It reads no tensor data. The error is a *FormatError where
-// the content is at fault.
+// Open opens the checkpoint at path: a file, an index of shards, or a folder. Of a
+// folder it takes the first that is there of model.safetensors,
+// model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json,
+// or else the only weight file. It reads no tensor data. The error is a
+// *FormatError where the content is at fault.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	c := &Checkpoint{path: path, index: map[string]int{}}
 	err := c.open(ctx)
@@ -104,6 +107,7 @@ func (c *Checkpoint) buildIndex() error {
 		}
 		c.index[t.Name] = i
 	}
+	c.addTies()
 	return nil
 }
 
@@ -112,6 +116,24 @@ func (c *Checkpoint) Path() string { return c.path }
 
 // Format returns how the checkpoint is stored.
 func (c *Checkpoint) Format() Format { return c.format }
+
+// WeightFiles returns the paths of the files that hold the tensors, in the order
+// in which SHA256 takes them.
+func (c *Checkpoint) WeightFiles() []string {
+	if c.view != nil {
+		return c.view.source.WeightFiles()
+	}
+	paths := make([]string, len(c.files))
+	for i, f := range c.files {
+		paths[i] = f.Name()
+	}
+	return paths
+}
+
+// Companions returns the paths of the files in a folder that say how to use its
+// weights and are there: config.json, tokenizer.json and the like. It is empty for
+// a checkpoint that was opened by its file.
+func (c *Checkpoint) Companions() []string { return slices.Clone(c.companions) }
 
 // Size returns the bytes of the weight files.
 func (c *Checkpoint) Size() int64 { return c.size }
@@ -124,9 +146,13 @@ func (c *Checkpoint) Tensors() []Tensor { return slices.Clone(c.tensors) }
 // be read (quantized, sparse, complex128, …), with the reason.
 func (c *Checkpoint) Skipped() []Skipped { return slices.Clone(c.skipped) }
 
-// Lookup returns the tensor of a name.
+// Lookup returns the tensor of a name. By a name that the metadata of a
+// safetensors file ties to a tensor, it returns that tensor, with its own name.
 func (c *Checkpoint) Lookup(name string) (Tensor, bool) {
 	i, ok := c.index[name]
+	if !ok {
+		i, ok = c.ties[name]
+	}
 	if !ok {
 		return Tensor{}, false
 	}

@@ -15,13 +15,24 @@ import (
 	"github.com/fettle-dev/fettle/internal/safetensors"
 )
 
-// Names of the weight files in a folder, in the order of preference.
-const (
-	singleName = "model.safetensors"
-	indexName  = "model.safetensors.index.json"
-	torchName  = "pytorch_model.bin"
-	torchIndex = "pytorch_model.bin.index.json"
-)
+// weightNames are the weight files of a folder, in the order of preference.
+var weightNames = []string{
+	"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+}
+
+// weightEndings are those of files that may hold weights under other names, in
+// the order of preference.
+var weightEndings = []string{".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt"}
+
+// companions are the files beside the weights that say how to use them.
+var companions = []string{
+	"config.json", "generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
+	"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "spiece.model",
+	"sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
+}
+
+// indexEnding is that of the index of a sharded checkpoint.
+const indexEnding = ".index.json"
 
 // maxIndex bounds the index of a sharded checkpoint in bytes.
 const maxIndex = 256 << 20
@@ -37,27 +48,58 @@ func (c *Checkpoint) open(ctx context.Context) error {
 	switch {
 	case info.IsDir():
 		return c.openFolder(ctx)
-	case strings.HasSuffix(c.path, ".index.json"):
+	case strings.HasSuffix(c.path, indexEnding):
 		return c.openShards(ctx, c.path)
 	}
 	return c.openFile(c.path)
 }
 
 func (c *Checkpoint) openFolder(ctx context.Context) error {
-	for _, name := range []string{singleName, indexName, torchName} {
-		path := filepath.Join(c.path, name)
-		_, err := os.Stat(path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue
-		case err != nil:
-			return err
-		case name == indexName:
-			return c.openShards(ctx, path)
-		}
-		return c.openFile(path)
+	name, err := chooseWeights(c.path)
+	if err != nil {
+		return err
 	}
-	return malformed("the folder holds none of %s, %s and %s: name the checkpoint file itself", singleName, indexName, torchName)
+	for _, companion := range companions {
+		info, err := os.Stat(filepath.Join(c.path, companion))
+		if err == nil && info.Mode().IsRegular() {
+			c.companions = append(c.companions, filepath.Join(c.path, companion))
+		}
+	}
+	path := filepath.Join(c.path, name)
+	if strings.HasSuffix(name, indexEnding) {
+		return c.openShards(ctx, path)
+	}
+	return c.openFile(path)
+}
+
+// chooseWeights returns the name of a folder's weight file or index: the first of
+// the usual names, else the only file with a usual ending.
+func chooseWeights(folder string) (string, error) {
+	for _, name := range weightNames {
+		_, err := os.Stat(filepath.Join(folder, name))
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return name, err
+		}
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return "", err
+	}
+	for _, ending := range weightEndings {
+		var found []string
+		for _, e := range entries {
+			if !e.IsDir() && strings.HasSuffix(e.Name(), ending) {
+				found = append(found, e.Name())
+			}
+		}
+		switch {
+		case len(found) == 1:
+			return found[0], nil
+		case len(found) > 1:
+			return "", malformed("the folder holds %d files %s (%s, %s, …) and none of %s: name the file itself", len(found), ending, found[0], found[1], strings.Join(weightNames, ", "))
+		}
+	}
+	return "", malformed("the folder holds none of %s, and no other weight file: name the checkpoint file itself", strings.Join(weightNames, ", "))
 }
 
 // openFile opens a single file of any format.

@@ -74,7 +74,7 @@ func Scan(ctx context.Context, path string) (*Scanned, error) {
 	switch {
 	case info.IsDir():
 		err = s.folder(ctx, path)
-	case strings.HasSuffix(path, ".index.json"):
+	case strings.HasSuffix(path, indexEnding):
 		err = s.shards(ctx, path)
 	default:
 		err = s.file(ctx, path, true)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,7 +34,7 @@ var stateDictKeys = []string{
 // most tensors among those that are state dicts or modules. Where there is none
 // of these, every tensor is listed under its dotted path.
 func (c *Checkpoint) addPickled(top any, u *unpickler) error {
-	c.unknown = u.unknownClasses()
+	c.unknown = slices.Compact(slices.Sorted(slices.Values(append(c.unknown, u.unknownClasses()...))))
 	if s, ok := top.(*pickledStorage); ok { // torch.save of a bare storage
 		if d := s.class.elementType; d.dtype.Size() > 0 {
 			n := int(s.view.size) / d.size
@@ -411,12 +412,12 @@ func numbered(items []any) []child {
 }
 
 // attributes returns what was given to an object as its state. A state that is
-// a pair is (attributes, slots).
+// a pair of dicts, either of which may be None, is (attributes, slots).
 func attributes(o *object) []child {
 	var all []child
 	for _, state := range o.states {
 		parts := []any{state}
-		if pair, ok := state.(*types.Tuple); ok && len(*pair) == 2 {
+		if pair, ok := state.(*types.Tuple); ok && len(*pair) == 2 && isDictOrNone((*pair)[0]) && isDictOrNone((*pair)[1]) {
 			parts = *pair
 		}
 		for _, part := range parts {
@@ -428,6 +429,11 @@ func attributes(o *object) []child {
 		}
 	}
 	return all
+}
+
+func isDictOrNone(v any) bool {
+	_, isDict := v.(*types.Dict)
+	return isDict || v == nil
 }
 
 // moduleState returns the attributes of a whole torch.nn.Module.

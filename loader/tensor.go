@@ -17,6 +17,10 @@ type Tensor struct {
 	DType DType
 	Shape []int // [] for a scalar
 
+	// Quantized is not nil for a tensor that PyTorch stores as integer codes. DType
+	// is F32 then, and reading gives the values that the codes stand for.
+	Quantized *Quantization
+
 	storage *storage
 	offset  int64 // of the first element, in elements
 	strides []int // in elements, one per dimension

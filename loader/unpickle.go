@@ -200,7 +200,7 @@ var rebuilders = map[string]func(args []any) (any, error){
 	"torch.nn.Parameter":                           rebuildParameter,
 	"torch.autograd.variable.Variable":             rebuildParameter,
 	"torch._tensor._rebuild_from_type_v2":          rebuildTyped,
-	"torch._utils._rebuild_qtensor":                cannotRead("a quantized tensor"),
+	"torch._utils._rebuild_qtensor":                rebuildQuantized,
 	"torch._utils._rebuild_sparse_tensor":          cannotRead("a sparse tensor"),
 	"torch._utils._rebuild_sparse_csr_tensor":      cannotRead("a sparse tensor"),
 	"torch._utils._rebuild_nested_tensor":          cannotRead("a nested tensor"),

@@ -3,7 +3,6 @@ package loader
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -35,7 +34,7 @@ var companions = []string{
 const indexEnding = ".index.json"
 
 // maxIndex bounds the index of a sharded checkpoint in bytes.
-const maxIndex = 256 << 20
+const maxIndex = 64 << 20
 
 func (c *Checkpoint) open(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
@@ -180,11 +179,15 @@ func (c *Checkpoint) openSafetensors(f io.ReaderAt, size int64) error {
 	if err != nil {
 		return err
 	}
-	for _, t := range h.Tensors {
+	if len(c.tensors)+len(h.Tensors) > maxTensors {
+		return malformed("there are more than %d tensors", maxTensors)
+	}
+	storages := make([]storage, len(h.Tensors))
+	c.tensors = slices.Grow(c.tensors, len(h.Tensors))
+	for i, t := range h.Tensors {
+		storages[i] = storage{data: f, base: h.DataOffset + t.Begin, size: t.End - t.Begin}
 		c.tensors = append(c.tensors, Tensor{
-			Name: t.Name, DType: t.DType, Shape: t.Shape,
-			storage: &storage{data: f, base: h.DataOffset + t.Begin, size: t.End - t.Begin},
-			strides: denseStrides(t.Shape),
+			Name: t.Name, DType: t.DType, Shape: t.Shape, storage: &storages[i], strides: denseStrides(t.Shape),
 		})
 	}
 	for key, value := range h.Metadata {
@@ -249,16 +252,11 @@ func readShardIndex(path string) (shardOf map[string]string, shards []string, er
 	if err != nil {
 		return nil, nil, err
 	}
-	var index struct {
-		WeightMap map[string]string `json:"weight_map"`
+	shardOf, err = safetensors.ReadIndex(text)
+	if bad, ok := errors.AsType[*safetensors.Error](err); ok {
+		return nil, nil, malformed("%s", bad.Reason)
 	}
-	if err := json.Unmarshal(text, &index); err != nil {
-		return nil, nil, malformed("the index is not valid JSON: %v", err)
-	}
-	if len(index.WeightMap) == 0 {
-		return nil, nil, malformed("the index has no weight_map")
-	}
-	for _, shard := range index.WeightMap {
+	for _, shard := range shardOf {
 		shards = append(shards, shard)
 	}
 	slices.Sort(shards)
@@ -268,5 +266,5 @@ func readShardIndex(path string) (shardOf map[string]string, shards []string, er
 			return nil, nil, malformed("the index names the shard %q, which is not a file beside it", shorten(shard))
 		}
 	}
-	return index.WeightMap, shards, nil
+	return shardOf, shards, nil
 }

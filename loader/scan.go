@@ -272,13 +272,13 @@ func hasPickleName(name string) bool {
 // pickle follows one pickle, and returns where it ends.
 func (s *scanner) pickle(r io.ReaderAt, off, size int64) (end int64, err error) {
 	c := newChecker(r, off, size)
-	c.trace = &tracer{memo: map[uint64]traced{}, found: s.found}
+	c.trace = &tracer{memo: map[uint64]int32{}, found: s.found}
 	s.pickles++
 	err = c.run()
 	return c.pos, err
 }
 
-func (s *scanner) found(module, name string, known bool, at int64) error {
+func (s *scanner) found(module, name string, known bool, at int64) {
 	full, class := computedName, Dangerous
 	if known {
 		full, class = shorten(canonical(module, name)), classify(module, name)
@@ -292,7 +292,6 @@ func (s *scanner) found(module, name string, known bool, at int64) error {
 		g.Class = Dangerous
 	}
 	g.Count++
-	return nil
 }
 
 func (s *scanner) sorted() []Global {

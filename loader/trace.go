@@ -11,27 +11,30 @@ import (
 // names that STACK_GLOBAL takes from there are known without running anything.
 // It relies on the checker, which has held every operation against the stack.
 type tracer struct {
-	stack []traced
-	marks []int // sizes of the stack
-	memo  map[uint64]traced
+	texts []string // by the number that stands for each from 1
+	stack []int32  // such numbers, and 0 for all that is no string
+	marks []int    // sizes of the stack
+	memo  map[uint64]int32
 
 	// found is called for each global that the pickle names, with the place of the
 	// operation. A name that the pickle computes is not known.
-	found func(module, name string, known bool, at int64) error
+	found func(module, name string, known bool, at int64)
 }
 
-// traced is an item on the stack: a string that stands in the pickle, or
-// anything else.
-type traced struct {
-	text  string
-	known bool
+func (t *tracer) top(below int) int32 { return t.stack[len(t.stack)-1-below] }
+
+// text returns the string that stands for a number.
+func (t *tracer) text(item int32) (string, bool) {
+	if item == 0 {
+		return "", false
+	}
+	return t.texts[item-1], true
 }
 
-func (t *tracer) top(below int) traced { return t.stack[len(t.stack)-1-below] }
-
-// step applies an operation that stands at a place of the stream.
-func (t *tracer) step(op byte, o opcode, arg []byte, at int64) error {
-	var item traced // what the operation leaves
+// step applies an operation that stands at a place of the stream and uses a key
+// of the memo.
+func (t *tracer) step(op byte, o opcode, arg []byte, key uint64, at int64) error {
+	var item int32 // what the operation leaves
 	switch op {
 	case '(':
 		t.marks = append(t.marks, len(t.stack))
@@ -44,34 +47,31 @@ func (t *tracer) step(op byte, o opcode, arg []byte, at int64) error {
 	case '2':
 		t.stack = append(t.stack, t.top(0))
 		return nil
-	case 'p', 'q', 'r':
-		key, _ := memoKey(op, arg) // the checker has read it
-		t.memo[key] = t.top(0)
-		return nil
-	case 0x94:
-		t.memo[uint64(len(t.memo))] = t.top(0)
+	case 'p', 'q', 'r', 0x94:
+		if item = t.top(0); item == 0 {
+			delete(t.memo, key)
+		} else {
+			t.memo[key] = item
+		}
 		return nil
 	case 0x98:
 		return nil
 	case 'g', 'h', 'j':
-		key, _ := memoKey(op, arg)
 		item = t.memo[key]
 	case 'c', 'i':
 		lines := bytes.SplitN(arg, []byte{'\n'}, 3)
-		if err := t.found(string(lines[0]), string(lines[1]), true, at); err != nil {
-			return err
-		}
+		t.found(string(lines[0]), string(lines[1]), true, at)
 	case 0x93:
-		module, name := t.top(1), t.top(0)
-		if err := t.found(module.text, name.text, module.known && name.known, at); err != nil {
-			return err
-		}
+		module, known := t.text(t.top(1))
+		name, known2 := t.text(t.top(0))
+		t.found(module, name, known && known2, at)
 	case 0x82, 0x83, 0x84:
-		if err := t.found("", "", false, at); err != nil {
-			return err
-		}
+		t.found("", "", false, at)
 	default:
-		item.text, item.known = textOf(op, arg)
+		if text, ok := textOf(op, arg); ok {
+			t.texts = append(t.texts, text)
+			item = int32(len(t.texts))
+		}
 	}
 	if o.mark {
 		n := len(t.marks) - 1

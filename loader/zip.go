@@ -251,12 +251,17 @@ func readDirectory(r io.ReaderAt, size int64) ([]zipEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := make([]byte, d.length)
-	if err := readAt(r, text, d.offset); err != nil {
-		return nil, err
-	}
 	if d.count > maxEntries {
 		return nil, malformed("the zip has %d entries, more than the %d that are allowed", d.count, maxEntries)
+	}
+	var b strings.Builder // names are parts of its string, and not copied
+	b.Grow(int(d.length))
+	if _, err := io.Copy(&b, io.NewSectionReader(r, d.offset, d.length)); err != nil {
+		return nil, err
+	}
+	text := b.String()
+	if int64(len(text)) < d.length {
+		return nil, malformed("the zip's directory is cut short")
 	}
 	entries := make([]zipEntry, 0, min(d.count, uint64(len(text)/centralSize)))
 	for len(text) > 0 && uint64(len(entries)) < d.count {
@@ -274,20 +279,20 @@ func readDirectory(r io.ReaderAt, size int64) ([]zipEntry, error) {
 
 // parseEntry reads the directory's next entry, and returns its length there; 0
 // where it is malformed.
-func parseEntry(text []byte) (e zipEntry, length int) {
-	le := binary.LittleEndian
-	if len(text) < centralSize || !bytes.HasPrefix(text, []byte("PK\x01\x02")) {
+func parseEntry(text string) (e zipEntry, length int) {
+	if len(text) < centralSize || !strings.HasPrefix(text, "PK\x01\x02") {
 		return e, 0
 	}
-	nameEnd := centralSize + int(le.Uint16(text[28:]))
-	extraEnd := nameEnd + int(le.Uint16(text[30:]))
-	length = extraEnd + int(le.Uint16(text[32:]))
+	le, h := binary.LittleEndian, []byte(text[:centralSize])
+	nameEnd := centralSize + int(le.Uint16(h[28:]))
+	extraEnd := nameEnd + int(le.Uint16(h[30:]))
+	length = extraEnd + int(le.Uint16(h[32:]))
 	if length > len(text) {
 		return e, 0
 	}
 	e = zipEntry{
-		name: string(text[centralSize:nameEnd]), flags: le.Uint16(text[8:]), method: le.Uint16(text[10:]), sum: le.Uint32(text[16:]),
-		packed: int64(le.Uint32(text[20:])), size: int64(le.Uint32(text[24:])), at: int64(le.Uint32(text[42:])),
+		name: text[centralSize:nameEnd], flags: le.Uint16(h[8:]), method: le.Uint16(h[10:]), sum: le.Uint32(h[16:]),
+		packed: int64(le.Uint32(h[20:])), size: int64(le.Uint32(h[24:])), at: int64(le.Uint32(h[42:])),
 	}
 	// What does not fit into 32 bits stands in an extra field, in this order.
 	var large []*int64
@@ -296,7 +301,10 @@ func parseEntry(text []byte) (e zipEntry, length int) {
 			large = append(large, v)
 		}
 	}
-	for extra := text[nameEnd:extraEnd]; len(extra) >= 4 && len(large) > 0; {
+	if len(large) == 0 {
+		return e, length
+	}
+	for extra := []byte(text[nameEnd:extraEnd]); len(extra) >= 4; {
 		n := int(le.Uint16(extra[2:]))
 		if n > len(extra)-4 {
 			return e, 0

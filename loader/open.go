@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fettle-dev/fettle/internal/safetensors"
 )
@@ -138,35 +139,60 @@ func looksLikeSafetensors(head []byte) bool {
 	return len(head) > 8 && head[8] == '{' && bytes.Equal(head[4:8], []byte{0, 0, 0, 0})
 }
 
+// weightFile is an open file that may not change.
+type weightFile struct {
+	*os.File
+	size     int64
+	modified time.Time
+}
+
+// ReadAt fails when the file is not the one any more that was opened: what was
+// learnt of it then says nothing of what it holds now.
+func (f *weightFile) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(p, off)
+	if err != nil {
+		return n, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if info.Size() != f.size || !info.ModTime().Equal(f.modified) {
+		return 0, malformed("the file has changed since it was opened: open it again")
+	}
+	return n, nil
+}
+
 // addFile opens a weight file and counts its size.
-func (c *Checkpoint) addFile(path string) (*os.File, int64, error) {
-	f, size, err := openRegular(path)
+func (c *Checkpoint) addFile(path string) (*weightFile, int64, error) {
+	f, info, err := openRegular(path)
 	if err != nil {
 		return nil, 0, err
 	}
-	c.files = append(c.files, f)
-	c.size += size
-	return f, size, nil
+	file := &weightFile{f, info.Size(), info.ModTime()}
+	c.files = append(c.files, file)
+	c.size += info.Size()
+	return file, info.Size(), nil
 }
 
 // openRegular opens a file. Only regular files are opened: a pipe would block,
 // and cannot be read at an offset.
-func openRegular(path string) (*os.File, int64, error) {
+func openRegular(path string) (*os.File, fs.FileInfo, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, 0, &FormatError{path, "this is not a regular file"}
+		return nil, nil, &FormatError{path, "this is not a regular file"}
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	if info, err = f.Stat(); err != nil {
-		return nil, 0, errors.Join(err, f.Close())
+		return nil, nil, errors.Join(err, f.Close())
 	}
-	return f, info.Size(), nil
+	return f, info, nil
 }
 
 // openSafetensors adds the tensors of one file.

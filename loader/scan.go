@@ -121,7 +121,7 @@ func (s *Scanned) file(ctx context.Context, path string, named bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	f, size, err := openRegular(path)
+	f, info, err := openRegular(path)
 	if err != nil {
 		if bad, ok := errors.AsType[*FormatError](err); ok {
 			s.Files = append(s.Files, ScannedFile{Path: path, Problem: bad.Reason})
@@ -131,7 +131,7 @@ func (s *Scanned) file(ctx context.Context, path string, named bool) error {
 	}
 	defer func() { _ = f.Close() }() // only read from
 	found := scanner{globals: map[string]*Global{}}
-	sure, err := found.scan(f, size)
+	sure, err := found.scan(f, info.Size())
 	out := ScannedFile{Path: path, Pickles: found.pickles, Globals: found.sorted()}
 	if bad, ok := errors.AsType[*FormatError](err); ok {
 		out.Problem = bad.Reason

@@ -288,6 +288,9 @@ func ReadIndex(text []byte) (map[string]string, error) {
 		if key != "weight_map" {
 			return r.skip(2)
 		}
+		if len(shardOf) > 0 {
+			return invalid("the index has two weight_maps")
+		}
 		return r.object(func(tensor string) error {
 			if _, again := shardOf[tensor]; again {
 				return invalid("the index names %.80q twice", tensor)

@@ -91,11 +91,11 @@ func (s *Scanned) folder(ctx context.Context, root string) error {
 			return err
 		}
 		info, err := os.Stat(path) // of what a link leads to
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+			return nil
+		}
 		if err != nil {
 			return err
-		}
-		if !info.Mode().IsRegular() {
-			return nil
 		}
 		return s.file(ctx, path, false)
 	})
@@ -163,7 +163,7 @@ func (s *scanner) scan(f io.ReaderAt, size int64) (sure bool, err error) {
 		return false, malformed("the file is empty")
 	}
 	if bytes.HasPrefix(head, []byte("PK\x03\x04")) {
-		return true, s.zip(f, size)
+		return true, s.zip(f, size, "")
 	}
 	if isTar, err := s.tar(f, size); isTar {
 		return true, err
@@ -238,22 +238,37 @@ func isOtherFormat(f io.ReaderAt, head []byte, size int64) bool {
 	return bytes.HasPrefix(head, []byte("GGUF"))
 }
 
-// zip reads the entries whose names are those of pickles.
-func (s *scanner) zip(f io.ReaderAt, size int64) error {
+// zip reads the entries whose names are those of pickles, and archives inside. The
+// prefix is that of the names of the archive's entries.
+func (s *scanner) zip(f io.ReaderAt, size int64, prefix string) error {
 	entries, err := readDirectory(f, size)
 	if err != nil {
 		return err
 	}
 	for i := range entries {
-		if !hasPickleName(entries[i].name) {
+		e := &entries[i]
+		if !hasPickleName(e.name) {
 			continue
 		}
-		data, err := entries[i].open(f)
+		data, err := e.open(f)
 		if err != nil {
 			return err
 		}
-		s.entry = shorten(entries[i].name)
-		if _, err := s.pickle(data.section(), 0, data.size); err != nil {
+		name := prefix + shorten(e.name)
+		head := make([]byte, min(data.size, 4))
+		if err := readAt(data.data, head, data.base); err != nil {
+			return err
+		}
+		switch isZip := string(head) == "PK\x03\x04"; {
+		case isZip && (e.method != stored || strings.Count(prefix, "!") > 2):
+			return malformed("the zip entry %q is an archive itself: unpack it", name)
+		case isZip:
+			err = s.zip(data.section(), data.size, name+"!")
+		default:
+			s.entry = name
+			_, err = s.pickle(data.section(), 0, data.size)
+		}
+		if err != nil {
 			return err
 		}
 	}

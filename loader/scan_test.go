@@ -219,6 +219,7 @@ func TestScanContainers(t *testing.T) {
 		"tar": old.Bytes(), "legacy of protocol 1": []byte(protocol1), "second pickle": []byte(good + evil),
 		"second data.pkl":       zipOf(t, entry{"a/data.pkl", []byte(good)}, entry{"b/data.pkl", []byte(evil)}),
 		"constants":             zipOf(t, entry{"a/data.pkl", []byte(good)}, entry{"a/constants.pkl", []byte(evil)}),
+		"archive in an archive": zipOf(t, entry{"model.pt", zipOf(t, entry{"a/data.pkl", []byte(evil)})}),
 		"duplicate data.pkl":    zipOf(t, entry{"a/data.pkl", []byte(good)}, entry{"a/data.pkl", []byte(evil)}),
 		"looks like the others": both,
 	} {
@@ -231,6 +232,9 @@ func TestScanContainers(t *testing.T) {
 		if want := map[string]int{"zip": 1, "legacy": 5, "safetensors": 0}[name]; got.Pickles != want || got.Problem != "" {
 			t.Errorf("%s: %d pickles, problem %q", name, got.Pickles, got.Problem)
 		}
+	}
+	if got := scanBytes(t, deflatedZip(t, entry{"model.pt", zipOf(t, entry{"a/data.pkl", []byte(evil)})})); got.Problem == "" {
+		t.Error("a compressed archive in an archive is no problem")
 	}
 	if got := scanBytes(t, encrypted(zipOf(t, entry{"a/data.pkl", []byte(good)}))); got.Problem == "" {
 		t.Error("an encrypted entry is no problem")

@@ -24,14 +24,15 @@ const childPath = "FETTLE_TEST_OPEN"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childPath); path != "" {
-		os.Exit(openAndReport(path))
+		openAndReport(path)
+		return
 	}
-	os.Exit(m.Run())
+	m.Run()
 }
 
 // openAndReport opens, reads and scans a file, and prints what came of it, how long
 // opening and scanning took in milliseconds, and the peak of the memory in bytes.
-func openAndReport(path string) int {
+func openAndReport(path string) {
 	start := time.Now()
 	c, err := Open(context.Background(), path)
 	opened := time.Since(start)
@@ -65,8 +66,7 @@ func openAndReport(path string) int {
 			peak, _ = strconv.ParseInt(strings.Fields(text)[0], 10, 64)
 		}
 	}
-	fmt.Printf("%d %d %d %s\n", opened.Milliseconds(), scanned.Milliseconds(), peak<<10, strings.ReplaceAll(outcome, "\n", "?"))
-	return 0
+	fmt.Fprintf(os.Stdout, "%d %d %d %s\n", opened.Milliseconds(), scanned.Milliseconds(), peak<<10, strings.ReplaceAll(outcome, "\n", "?"))
 }
 
 // hostileFile is a file made to take time or memory, to crash, or to mislead.

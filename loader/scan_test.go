@@ -72,7 +72,7 @@ func calls(module, name, argument string) map[string]string {
 func escapeAll(s, format string) string {
 	var b strings.Builder
 	for _, c := range s {
-		b.WriteString(fmt.Sprintf(format, c))
+		fmt.Fprintf(&b, format, c)
 	}
 	return b.String()
 }

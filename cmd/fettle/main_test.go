@@ -116,7 +116,7 @@ func TestExitCodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 6 {
+	if len(entries) != 7 {
 		t.Errorf("left behind: %v", entries)
 	}
 }

@@ -87,7 +87,7 @@ func writeZip(w io.Writer, d dtype.DType, sizes []int) error {
 	}
 	e, err := entry("data.pkl")
 	if err == nil {
-		_, err = io.WriteString(e, stateDict(sizes))
+		_, err = io.WriteString(e, stateDict(sizes, ""))
 	}
 	for i, n := range sizes {
 		if err != nil {
@@ -113,7 +113,7 @@ func writeLegacy(w io.Writer, d dtype.DType, sizes []int) error {
 	for i := range sizes {
 		keys += text(fmt.Sprint(i))
 	}
-	if _, err := io.WriteString(w, head+stateDict(sizes)+keys+"e."); err != nil {
+	if _, err := io.WriteString(w, head+stateDict(sizes, "N")+keys+"e."); err != nil {
 		return err
 	}
 	for _, n := range sizes {
@@ -127,14 +127,15 @@ func writeLegacy(w io.Writer, d dtype.DType, sizes []int) error {
 	return nil
 }
 
-// stateDict is a pickled dict of float32 tensors, one to a storage.
-func stateDict(sizes []int) string {
+// stateDict is a pickled dict of float32 tensors, one to a storage. view is what
+// a storage's id ends with: None in the legacy format, nothing in a zip.
+func stateDict(sizes []int, view string) string {
 	var b strings.Builder
 	b.WriteString("\x80\x02}(")
 	for i, n := range sizes {
 		length := "J" + string(binary.LittleEndian.AppendUint32(nil, uint32(n)))
 		b.WriteString(text(fmt.Sprintf("layers.%d.weight", i)) + "ctorch._utils\n_rebuild_tensor_v2\n((" +
-			text("storage") + "ctorch\nFloatStorage\n" + text(fmt.Sprint(i)) + text("cpu") + length + "tQ" +
+			text("storage") + "ctorch\nFloatStorage\n" + text(fmt.Sprint(i)) + text("cpu") + length + view + "tQ" +
 			"K\x00(" + length + "t(K\x01t\x89ccollections\nOrderedDict\n)RtR")
 	}
 	b.WriteString("u.")

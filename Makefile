@@ -12,7 +12,7 @@ OPENBLAS  ?= $(shell printf '\#include <cblas.h>\n' | $(CC) -E - >/dev/null 2>&1
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward bench-layers bench-llama bench-gpfq bench-prune bench-search clean
+.PHONY: help build test test-all race lint fmt asm asm-current demo cross fuzz-short bench bench-blas bench-resnet bench-lm bench-forward bench-layers bench-llama bench-gpfq bench-prune bench-search bench-loader clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ bench-prune: ## solvers of pruning on single layers, beside the published ADMM i
 
 bench-search: ## searches at equal bytes on a real model, beside uniform levels and dynamic programming; MODEL=resnet20
 	go run ./internal/bench/search -data $(DATA) -model $(or $(MODEL),resnet20)
+
+bench-loader: ## opening and streaming checkpoints of 2 GB, beside torch.load, where a python3 has it
+	go run ./internal/bench/loader
 
 bench-llama: build ## time and memory of a Llama of 1.1B random parameters; 2.2 GB of disk, a quarter of an hour
 	[ -d build/llama ] || bin/fettle random-llama build/llama

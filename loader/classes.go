@@ -59,9 +59,13 @@ type elementType struct {
 	name  string
 	dtype DType // Invalid where fettle has no such type
 	size  int   // bytes of an element
+	codes DType // of a type of quantized elements, what they are stored as
 }
 
-func element(d DType) elementType { return elementType{d.String(), d, d.Size()} }
+func element(d DType) elementType { return elementType{name: d.String(), dtype: d, size: d.Size()} }
+
+// other is a type of elements that fettle lacks.
+func other(name string, size int) elementType { return elementType{name: name, size: size} }
 
 // storageClass is a class of storages.
 type storageClass struct{ elementType }
@@ -75,10 +79,12 @@ var storageTypes = map[string]elementType{
 	"ShortStorage": element(dtype.I16), "CharStorage": element(dtype.I8),
 	"ByteStorage": element(dtype.U8), "BoolStorage": element(dtype.Bool),
 	"ComplexFloatStorage":  element(dtype.C64),
-	"ComplexDoubleStorage": {"complex128", dtype.Invalid, 16},
-	"QInt8Storage":         {"qint8", dtype.Invalid, 1}, "QUInt8Storage": {"quint8", dtype.Invalid, 1},
-	"QInt32Storage":   {"qint32", dtype.Invalid, 4},
-	"QUInt4x2Storage": {"quint4x2", dtype.Invalid, 1}, "QUInt2x4Storage": {"quint2x4", dtype.Invalid, 1},
+	"ComplexDoubleStorage": other("complex128", 16),
+	"QInt8Storage":         {"qint8", dtype.Invalid, 1, dtype.I8},
+	"QUInt8Storage":        {"quint8", dtype.Invalid, 1, dtype.U8},
+	"QInt32Storage":        {"qint32", dtype.Invalid, 4, dtype.I32},
+	// Two or four elements to a byte.
+	"QUInt4x2Storage": other("quint4x2", 1), "QUInt2x4Storage": other("quint2x4", 1),
 	"UntypedStorage": element(dtype.U8), "_UntypedStorage": element(dtype.U8),
 }
 
@@ -95,10 +101,10 @@ var torchTypes = map[string]elementType{
 	"int16": element(dtype.I16), "short": element(dtype.I16), "int8": element(dtype.I8),
 	"uint64": element(dtype.U64), "uint32": element(dtype.U32), "uint16": element(dtype.U16), "uint8": element(dtype.U8),
 	"bool": element(dtype.Bool), "complex64": element(dtype.C64), "cfloat": element(dtype.C64),
-	"complex32":  {"complex32", dtype.Invalid, 4},
-	"complex128": {"complex128", dtype.Invalid, 16}, "cdouble": {"complex128", dtype.Invalid, 16},
-	"float8_e4m3fnuz": {"float8_e4m3fnuz", dtype.Invalid, 1}, "float8_e5m2fnuz": {"float8_e5m2fnuz", dtype.Invalid, 1},
-	"qint8": {"qint8", dtype.Invalid, 1}, "quint8": {"quint8", dtype.Invalid, 1}, "qint32": {"qint32", dtype.Invalid, 4},
+	"complex32":  other("complex32", 4),
+	"complex128": other("complex128", 16), "cdouble": other("complex128", 16),
+	"float8_e4m3fnuz": other("float8_e4m3fnuz", 1), "float8_e5m2fnuz": other("float8_e5m2fnuz", 1),
+	"qint8": other("qint8", 1), "quint8": other("quint8", 1), "qint32": other("qint32", 4),
 }
 
 // harmless are the classes and functions that common checkpoints name and that
@@ -136,9 +142,17 @@ func listed(modules map[string]string) map[string]bool {
 }
 
 // isHarmless reports whether a name is on the list, or is a layer of
-// torch.nn or a class that TorchScript compiled.
+// torch.nn or a class that TorchScript compiled. Layers are told from functions
+// by their capital.
 func isHarmless(name string) bool {
-	return harmless[name] || strings.HasPrefix(name, "torch.nn.modules.") || strings.HasPrefix(name, "__torch__.")
+	if harmless[name] || strings.HasPrefix(name, "__torch__.") {
+		return true
+	}
+	dot := strings.LastIndexByte(name, '.')
+	if !strings.HasPrefix(name, "torch.nn.modules.") || strings.ContainsFunc(name[:dot], func(r rune) bool { return r >= 'A' && r <= 'Z' }) {
+		return false
+	}
+	return dot+1 < len(name) && name[dot+1] >= 'A' && name[dot+1] <= 'Z' && strings.Count(name, ".") == 4
 }
 
 // canonical returns the Python 3 name of a class.
@@ -149,6 +163,10 @@ func canonical(module, name string) string {
 		module = "builtins"
 	case "copy_reg":
 		module = "copyreg"
+	case "commands":
+		module = "subprocess"
+	case "cPickle":
+		module = "pickle"
 	}
 	return module + "." + name
 }

@@ -319,6 +319,25 @@ func TestNotACheckpoint(t *testing.T) {
 	}
 }
 
+// TestInflatedStorage reads a compressed storage of many chunks out of order.
+func TestInflatedStorage(t *testing.T) {
+	values := make([]float32, 300_000)
+	for i := range values {
+		values[i] = float32(i % 1009)
+	}
+	tensor := pTensor("0", len(values), []int{300, 1000}, []int{1000, 1})
+	c := mustOpen(t, deflatedZip(t, entry{"a/data.pkl", []byte(pickled(pDict(pStr("w"), tensor)))}, entry{"a/data/0", floats(values...)}))
+	row := make([]float32, 1000)
+	for _, i := range []int{299, 3, 4, 0, 299, 150} {
+		if err := c.ReadRowFloat32("w", i, row); err != nil || !cmp.Equal(row, values[1000*i:1000*i+1000]) {
+			t.Fatalf("row %d: %v", i, err)
+		}
+	}
+	if !cmp.Equal(mustRead(t, c, "w"), values) {
+		t.Error("the whole differs")
+	}
+}
+
 // TestOpeningReadsNoData opens files of 8 GiB that are holes but for their
 // headers.
 func TestOpeningReadsNoData(t *testing.T) {
@@ -423,6 +442,22 @@ func TestFileCutWhileOpen(t *testing.T) {
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+func TestFileChangedWhileOpen(t *testing.T) {
+	for name, content := range samples(t) {
+		path := write(t, "model", content)
+		c := openPath(t, path)
+		mustRead(t, c, "b")
+		later := time.Now().Add(time.Minute)
+		if err := errors.Join(os.WriteFile(path, content, 0o600), os.Chtimes(path, later, later)); err != nil {
+			t.Fatal(err)
+		}
+		err := c.ReadFloat32("b", make([]float32, 3))
+		if bad, ok := errors.AsType[*FormatError](err); !ok || !strings.Contains(bad.Reason, "changed") {
+			t.Errorf("%s: error %v, want a *FormatError", name, err)
 		}
 	}
 }

@@ -34,6 +34,7 @@ const (
 	maxGGUFItems  = 64       // elements of an array that is kept
 	maxGGUFNested = 4        // levels of arrays
 	maxGGUFDims   = 4        // ggml's own limit
+	maxGGUFNames  = 64 << 20 // bytes of tensors' names, together
 )
 
 // ggufMagic starts a GGUF file.
@@ -533,8 +534,8 @@ func (p *ggufParser) tensor() (t ggufTensor, err error) {
 	if t.name, err = p.name("a tensor's name"); err != nil {
 		return t, err
 	}
-	if p.kept += len(t.name); p.kept > maxNameBytes {
-		return t, p.bad("the tensors' names have more than %d bytes", int64(maxNameBytes))
+	if p.kept += len(t.name); p.kept > maxGGUFNames {
+		return t, p.bad("the tensors' names have more than %d bytes", int64(maxGGUFNames))
 	}
 	dims, err := p.uint(4)
 	if err != nil {

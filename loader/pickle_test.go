@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fettle-dev/fettle/internal/dtype"
 )
 
 // pW is a state dict's entry "w" of two elements, over storage 0.
@@ -78,6 +80,7 @@ func TestPickleVariants(t *testing.T) {
 		"NEWOBJ of a parameter":  {pGlobal("torch.nn.parameter", "Parameter") + pTensor("0", 2, nil, nil) + "\x85\x81", []string{"tensor"}, "", nil},
 		"slots":                  {pGlobal("my", "Thing") + ")\x81N" + pDict(pW) + "\x86b", []string{"w"}, "", []string{"my.Thing"}},
 		"other state":            {pGlobal("my", "Thing") + ")\x81" + pTensor("0", 2, nil, nil) + "b", []string{"state"}, "", []string{"my.Thing"}},
+		"a pair for a state":     {pGlobal("my", "Thing") + ")\x81" + pTensor("0", 2, nil, nil) + pTensor("0", 2, nil, nil) + "\x86b", []string{"state.0", "state.1"}, "", []string{"my.Thing"}},
 		"key set twice":          {pDict(pStr("w"), pTensor("0", 2, []int{1}, []int{1}), pW), []string{"w"}, "", nil},
 		"integer keys":           {pDict(pInt(1), pTensor("0", 2, nil, nil), pInt(-2), pTensor("0", 2, nil, nil)), []string{"1", "-2"}, "", nil},
 		"contains itself":        {"]q\x00(h\x00" + pTensor("0", 2, nil, nil) + "e", []string{"1"}, "", nil},
@@ -138,10 +141,11 @@ func TestWholeModule(t *testing.T) {
 }
 
 func TestUnreadableTensorsAreSkipped(t *testing.T) {
-	qint := "(" + pStr("storage") + pGlobal("torch", "QInt8Storage") + pStr("0") + pStr("cpu") + pInt(4) + "tQ"
+	four := "(" + pStr("storage") + pGlobal("torch", "QUInt4x2Storage") + pStr("0") + pStr("cpu") + pInt(4) + "tQ"
+	quantizer := "(" + pGlobal("torch", "per_tensor_affine") + pInt(1) + pInt(0) + "t"
 	c := mustOpen(t, torchZip(t, pickled(pDict(
 		pStr("w"), pTensor("1", 1, nil, nil),
-		pStr("q"), pCall(pGlobal("torch._utils", "_rebuild_qtensor"), qint, pInt(0), pInts(4), pInts(1)),
+		pStr("q"), pCall(pGlobal("torch._utils", "_rebuild_qtensor"), four, pInt(0), pInts(4), pInts(1), quantizer),
 	)), []float32{1}, []float32{2}))
 	if diff := cmp.Diff([]string{"w"}, names(c)); diff != "" {
 		t.Error(diff)
@@ -161,6 +165,63 @@ func TestRebuildV3(t *testing.T) {
 	)), []float32{1}))
 	if v := mustRead(t, c, "w"); v[0] != 0x3f80 { // the high half of 1.0
 		t.Errorf("w = %v", v)
+	}
+}
+
+// pCodes names an int8 storage of n elements.
+func pCodes(n int) string {
+	return "(" + pStr("storage") + pGlobal("torch", "QInt8Storage") + pStr("0") + pStr("cpu") + pInt(n) + "tQ"
+}
+
+// quantizedPickle is a dict with a quantized tensor of one axis.
+func quantizedPickle(storage string, n int, scheme string, quantizer ...string) string {
+	q := "(" + pGlobal("torch", scheme) + cat(quantizer...) + "t"
+	return pDict(pStr("q"), pCall(pGlobal("torch._utils", "_rebuild_qtensor"), storage, pInt(0), pInts(n), pInts(1), q))
+}
+
+func TestQuantized(t *testing.T) {
+	scales := pTensor("1", 2, []int{2}, []int{1})
+	for name, c := range map[string]struct {
+		pickle string
+		want   []float32
+		axis   int
+	}{
+		"tensor":  {quantizedPickle(pCodes(2), 2, "per_tensor_affine", "G\x3f\xe0\x00\x00\x00\x00\x00\x00", "K\x02"), []float32{-1, .5}, -1},
+		"lists":   {quantizedPickle(pCodes(2), 2, "per_channel_affine", "](K\x02K\x03e", "](K\x00K\x01e", "K\x00"), []float32{0, 6}, 0},
+		"tensors": {quantizedPickle(pCodes(2), 2, "per_channel_affine_float_qparams", scales, scales, "K\x00"), []float32{-.25, 1.5 * 1.5}, 0},
+	} {
+		f := mustOpen(t, zipOf(t, entry{"a/data.pkl", []byte(pickled(c.pickle))}, entry{"a/data/0", []byte{0, 3}}, entry{"a/data/1", floats(.5, 1.5)}))
+		if got := mustRead(t, f, "q"); !cmp.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+		info, _ := f.Lookup("q")
+		if q := info.Quantized; q == nil || q.Codes != dtype.I8 || q.Axis != c.axis {
+			t.Errorf("%s: %+v", name, q)
+		}
+	}
+	unknown := mustOpen(t, torchZip(t, pickled(quantizedPickle(pCodes(2), 2, "other", "K\x01", "K\x00")), []float32{1}))
+	if s := unknown.Skipped(); len(s) != 1 {
+		t.Errorf("skipped %v", s)
+	}
+}
+
+func TestShared(t *testing.T) {
+	c := mustOpen(t, torchZip(t, pickled(pDict(
+		pW, pStr("b"), pTensor("1", 2, []int{2}, []int{1}), pStr("tied"), pTensor("0", 2, []int{2}, []int{1}), pStr("part"), pView(pStorage("0", 2), 1, []int{1}, []int{1}),
+	)), []float32{1, 2}, []float32{3, 4}))
+	if diff := cmp.Diff([][]string{{"w", "tied", "part"}}, c.Shared()); diff != "" {
+		t.Error(diff)
+	}
+	tied := openPath(t, shared(t, "llm-tinystories-656k"))
+	if diff := cmp.Diff([][]string{{"lm_head.weight", "model.embed_tokens.weight"}}, tied.Shared()); diff != "" {
+		t.Error(diff)
+	}
+	if t1, ok := tied.Lookup("model.embed_tokens.weight"); !ok || t1.Name != "lm_head.weight" {
+		t.Errorf("the tied name is %v, %v", t1.Name, ok)
+	}
+	row := make([]float32, 128)
+	if err := tied.ReadRowFloat32("model.embed_tokens.weight", 5, row); err != nil || row[0] == 0 {
+		t.Errorf("row %v, %v", row[:3], err)
 	}
 }
 
@@ -226,6 +287,13 @@ func TestBadPickles(t *testing.T) {
 		"tensor without storage":    pCall(pGlobal("torch._utils", "_rebuild_tensor_v2"), "N", pInt(0), pInts(1), pInts(1), "\x89", "N"),
 		"tensor of nothing":         pCall(pGlobal("torch._utils", "_rebuild_tensor_v2")),
 		"shape of strings":          pCall(pGlobal("torch._utils", "_rebuild_tensor_v2"), pStorage("0", 2), pInt(0), pStr("x"), pInts(1), "\x89", "N"),
+		"quantized, no quantizer":   pCall(pGlobal("torch._utils", "_rebuild_qtensor"), pStorage("0", 2), pInt(0), pInts(2), pInts(1)),
+		"quantized, no storage":     quantizedPickle("N", 2, "per_tensor_affine", "K\x01", "K\x00"),
+		"quantized beyond":          quantizedPickle(pCodes(9), 9, "per_tensor_affine", "K\x01", "K\x00"),
+		"scale is a string":         quantizedPickle(pCodes(2), 2, "per_tensor_affine", pStr("x"), "K\x00"),
+		"scales too few":            quantizedPickle(pCodes(2), 2, "per_channel_affine", "]K\x01a", "]K\x00a", "K\x00"),
+		"axis beyond":               quantizedPickle(pCodes(2), 2, "per_channel_affine", "]K\x01a", "]K\x00a", "K\x01"),
+		"scales are a storage":      quantizedPickle(pCodes(2), 2, "per_channel_affine", pStorage("1", 2), "]K\x00a", "K\x00"),
 		"shape of huge integers": pCall(pGlobal("torch._utils", "_rebuild_tensor_v2"), pStorage("0", 2), pInt(0),
 			"(\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01t", pInts(1), "\x89", "N"),
 		"state set without end": pGlobal("a", "b") + ")\x81" + strings.Repeat("}b", 20),

@@ -57,7 +57,7 @@ func shards(t *testing.T, weightMap map[string]string) string {
 	}
 	index, err := json.Marshal(map[string]any{"metadata": map[string]any{"total_size": 3}, "weight_map": weightMap})
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, indexName), index, 0o644)
+		err = os.WriteFile(filepath.Join(dir, "model.safetensors.index.json"), index, 0o644)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +67,7 @@ func shards(t *testing.T, weightMap map[string]string) string {
 
 func TestShards(t *testing.T) {
 	dir := shards(t, map[string]string{"a": "s1.safetensors", "b": "s2.safetensors", "c": "s1.safetensors"})
-	for _, path := range []string{dir, filepath.Join(dir, indexName)} {
+	for _, path := range []string{dir, filepath.Join(dir, "model.safetensors.index.json")} {
 		c, err := Open(context.Background(), path)
 		if err != nil {
 			t.Fatal(err)
@@ -128,7 +128,7 @@ func TestFolderPrefersTheSingleFile(t *testing.T) {
 	dir := shards(t, map[string]string{"a": "s1.safetensors"})
 	content, err := os.ReadFile(filepath.Join(dir, "s2.safetensors"))
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, singleName), content, 0o644)
+		err = os.WriteFile(filepath.Join(dir, "model.safetensors"), content, 0o644)
 	}
 	if err != nil {
 		t.Fatal(err)

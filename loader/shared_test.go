@@ -190,6 +190,9 @@ func checkExpected(t *testing.T, c *Checkpoint, want map[string]expectation) {
 			t.Errorf("no tensor %.80q", short)
 			continue
 		}
+		if info.Quantized != nil && "q"+torchNames[info.Quantized.Codes] == e.DType && slices.Equal(info.Shape, e.Shape) {
+			continue // values are in testdata/torch
+		}
 		if torchNames[info.DType] != e.DType || !slices.Equal(info.Shape, e.Shape) || !slices.Equal(info.strides, e.Stride) {
 			t.Errorf("%.80s: %s of shape %v, strides %v; want %s, %v, %v", short, info.DType, info.Shape, info.strides, e.DType, e.Shape, e.Stride)
 			continue

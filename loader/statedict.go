@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,10 +14,10 @@ import (
 // Limits on what one checkpoint lists, against objects that refer to each
 // other so often that the paths to their tensors have no end.
 const (
-	maxTensors   = 1 << 20
-	maxNameBytes = 64 << 20
-	maxSteps     = 1 << 22
-	maxRoot      = 8 // keys on the path to the state dict
+	maxTensors = 1 << 18
+	maxSteps   = 1 << 21 // values that are looked at
+	maxRoot    = 8       // keys on the path to the state dict
+	costListed = 448     // estimated bytes that a tensor takes in the list, without its name
 )
 
 // stateDictKeys are the keys under which training scripts keep the state dict,
@@ -33,14 +34,14 @@ var stateDictKeys = []string{
 // most tensors among those that are state dicts or modules. Where there is none
 // of these, every tensor is listed under its dotted path.
 func (c *Checkpoint) addPickled(top any, u *unpickler) error {
-	c.unknown = u.unknownClasses()
+	c.unknown = slices.Compact(slices.Sorted(slices.Values(append(c.unknown, u.unknownClasses()...))))
 	if s, ok := top.(*pickledStorage); ok { // torch.save of a bare storage
 		if d := s.class.elementType; d.dtype.Size() > 0 {
 			n := int(s.view.size) / d.size
 			top = &pickledTensor{view: &Tensor{DType: d.dtype, Shape: []int{n}, storage: s.view, strides: []int{1}}}
 		}
 	}
-	w := &walker{c: c, counts: map[any]int{}, open: map[any]bool{}, names: map[string]bool{}}
+	w := &walker{c: c, counts: map[any]int{}, open: map[any]bool{}, names: map[string]bool{}, cost: u.cost}
 	if _, err := w.count(top, 0); err != nil {
 		return err
 	}
@@ -64,7 +65,7 @@ type walker struct {
 	open   map[any]bool // containers on the path of list
 	names  map[string]bool
 	steps  int
-	bytes  int // of names
+	cost   int64 // estimated bytes of the objects and of the list
 }
 
 func isTensor(v any) bool {
@@ -251,6 +252,7 @@ func (w *walker) list(v any, prefix string, depth int) error {
 	if state, ok := moduleState(v); ok {
 		inside = moduleChildren(state)
 	}
+	w.steps += len(inside)
 	for _, ch := range inside {
 		name := ch.name
 		if prefix != "" {
@@ -268,9 +270,9 @@ func (w *walker) add(p *pickledTensor, name string) error {
 	if name == "" {
 		name = "tensor"
 	}
-	w.bytes += len(name)
-	if len(w.c.tensors)+len(w.c.skipped) >= maxTensors || w.bytes > maxNameBytes {
-		return malformed("the pickle lists more than %d tensors, or their names take more than %d bytes", maxTensors, maxNameBytes)
+	w.cost += costListed + int64(len(name))
+	if len(w.c.tensors)+len(w.c.skipped) >= maxTensors || w.cost > maxObjects {
+		return malformed("the pickle lists more tensors than %d, or than %d bytes hold with their names", maxTensors, int64(maxObjects))
 	}
 	reason := p.unreadable
 	if reason == "" && w.names[name] {
@@ -360,13 +362,20 @@ func sequence(v any) []any {
 // keeps its place and takes the last value, as in Python.
 func dictChildren(entries []types.DictEntry) []child {
 	all := make([]child, 0, len(entries))
-	at := make(map[string]int, len(entries))
+	at := make(map[any]int, len(entries))
 	for i, e := range entries {
 		name, ok := keyName(e.Key)
+		var id any
+		switch key := e.Key.(type) {
+		case string, int, bool, float64, nil:
+			id = key // 1 and "1" are different keys
+		default:
+			id = [2]string{fmt.Sprintf("%T", key), name}
+		}
 		if !ok {
 			name = strconv.Itoa(i)
+			id = [1]int{i} // no two such keys are the same
 		}
-		id := fmt.Sprintf("%T %s", e.Key, name) // 1 and "1" are different keys
 		if j, again := at[id]; again {
 			all[j].value = e.Value
 			continue
@@ -411,12 +420,12 @@ func numbered(items []any) []child {
 }
 
 // attributes returns what was given to an object as its state. A state that is
-// a pair is (attributes, slots).
+// a pair of dicts, either of which may be None, is (attributes, slots).
 func attributes(o *object) []child {
 	var all []child
 	for _, state := range o.states {
 		parts := []any{state}
-		if pair, ok := state.(*types.Tuple); ok && len(*pair) == 2 {
+		if pair, ok := state.(*types.Tuple); ok && len(*pair) == 2 && isDictOrNone((*pair)[0]) && isDictOrNone((*pair)[1]) {
 			parts = *pair
 		}
 		for _, part := range parts {
@@ -428,6 +437,11 @@ func attributes(o *object) []child {
 		}
 	}
 	return all
+}
+
+func isDictOrNone(v any) bool {
+	_, isDict := v.(*types.Dict)
+	return isDict || v == nil
 }
 
 // moduleState returns the attributes of a whole torch.nn.Module.

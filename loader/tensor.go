@@ -2,11 +2,13 @@ package loader
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"slices"
+	"unsafe"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 )
@@ -16,6 +18,10 @@ type Tensor struct {
 	Name  string
 	DType DType
 	Shape []int // [] for a scalar
+
+	// Quantized is not nil for a tensor that PyTorch stores as integer codes. DType
+	// is F32 then, and reading gives the values that the codes stand for.
+	Quantized *Quantization
 
 	storage *storage
 	offset  int64 // of the first element, in elements
@@ -46,6 +52,9 @@ type storage struct {
 	size      int64 // in bytes
 	bigEndian bool
 }
+
+// section returns the storage's bytes alone.
+func (s *storage) section() io.ReaderAt { return io.NewSectionReader(s.data, s.base, s.size) }
 
 // Limits on what a tensor may claim.
 const (
@@ -214,10 +223,14 @@ func (c *Checkpoint) explain(name string, err error) error {
 	return nil
 }
 
-// chunk is how many bytes are read at once.
-const chunk = 1 << 20
+// chunk is how many bytes are read at once where they are converted or copied
+// afterwards, so that they are still in the processor's cache then.
+const chunk = 1 << 18
 
 func (t *Tensor) readFloat32(dst []float32) error {
+	if len(dst) == 0 {
+		return nil
+	}
 	if t.keep != nil {
 		return t.pieces(func(raw []byte) error {
 			n := len(raw) / t.DType.Size()
@@ -226,11 +239,10 @@ func (t *Tensor) readFloat32(dst []float32) error {
 		})
 	}
 	if !t.contiguous() {
-		raw := make([]byte, t.Bytes())
-		if err := t.readBytes(raw); err != nil {
-			return err
-		}
-		return t.DType.ToFloat32(dst, raw)
+		return t.gather(bytesOf(dst), true)
+	}
+	if t.DType == dtype.F32 && littleEndian() { // nothing to convert
+		return t.readRun(bytesOf(dst), t.offset)
 	}
 	size := t.DType.Size()
 	buf := make([]byte, min(t.Bytes(), chunk))
@@ -260,7 +272,7 @@ func (t *Tensor) readBytes(dst []byte) error {
 	if t.contiguous() {
 		return t.readRun(dst, t.offset)
 	}
-	return t.gather(dst)
+	return t.gather(dst, false)
 }
 
 // readRun reads consecutive elements of the storage, the first one given.
@@ -301,10 +313,11 @@ func readAt(r io.ReaderAt, p []byte, off int64) error {
 // axis is one dimension of a strided copy.
 type axis struct{ n, src, dst int } // size; strides in elements
 
-// gather copies the elements of a tensor that is not contiguous. It walks the
-// storage in the order of the file, largest stride outermost, so that it reads
-// long runs whatever the order of the tensor's own dimensions.
-func (t *Tensor) gather(dst []byte) error {
+// gather copies the elements of a tensor that is not contiguous to dst, as they
+// are or, where convert says so, as float32. It walks the storage in the order of
+// the file, largest stride outermost, so that it reads long runs whatever the
+// order of the tensor's own dimensions.
+func (t *Tensor) gather(dst []byte, convert bool) error {
 	dense := denseStrides(t.Shape)
 	var axes []axis
 	for i, n := range t.Shape {
@@ -326,14 +339,25 @@ func (t *Tensor) gather(dst []byte) error {
 		span += int(more)
 		inner--
 	}
-	buf := make([]byte, span*size)
+	raw := make([]byte, span*size)
+	values, width := raw, size
+	var floats []float32
+	if convert {
+		floats, width = make([]float32, span), 4
+		values = bytesOf(floats)
+	}
 	var outer func(k int, element int64, to int) error
 	outer = func(k int, element int64, to int) error {
 		if k == inner {
-			if err := t.readRun(buf, element); err != nil {
+			if err := t.readRun(raw, element); err != nil {
 				return err
 			}
-			scatter(dst, buf, axes[inner:], size, 0, to)
+			if convert {
+				if err := t.DType.ToFloat32(floats, raw); err != nil {
+					return err
+				}
+			}
+			scatter(dst, values, axes[inner:], width, 0, to)
 			return nil
 		}
 		for i := range axes[k].n {
@@ -346,13 +370,23 @@ func (t *Tensor) gather(dst []byte) error {
 	return outer(0, t.offset, 0)
 }
 
+// bytesOf returns the memory of x.
+func bytesOf(x []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x))), 4*len(x))
+}
+
+func littleEndian() bool { return binary.NativeEndian.Uint16([]byte{1, 0}) == 1 }
+
 // scatter copies the elements of src that the axes name to their places in dst.
 func scatter(dst, src []byte, axes []axis, size, from, to int) {
-	if len(axes) == 0 {
+	switch {
+	case len(axes) == 0:
 		copy(dst[to*size:][:size], src[from*size:])
-		return
-	}
-	for i := range axes[0].n {
-		scatter(dst, src, axes[1:], size, from+i*axes[0].src, to+i*axes[0].dst)
+	case len(axes) == 1 && axes[0].src == 1 && axes[0].dst == 1:
+		copy(dst[to*size:], src[from*size:(from+axes[0].n)*size])
+	default:
+		for i := range axes[0].n {
+			scatter(dst, src, axes[1:], size, from+i*axes[0].src, to+i*axes[0].dst)
+		}
 	}
 }

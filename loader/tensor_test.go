@@ -3,6 +3,7 @@ package loader
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"testing"
 
@@ -55,6 +56,16 @@ func TestGather(t *testing.T) {
 		}
 		if !bytes.Equal(got, want) {
 			t.Fatalf("%s of shape %v, strides %v, offset %d differs", d, shape, strides, offset)
+		}
+		if d == dtype.C64 {
+			continue
+		}
+		wide, narrow := make([]float32, view.Elements()), make([]float32, view.Elements())
+		if err := errors.Join(view.readFloat32(narrow), d.ToFloat32(wide, want)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(bytesOf(wide), bytesOf(narrow)) {
+			t.Fatalf("%s of shape %v, strides %v, offset %d differs as float32", d, shape, strides, offset)
 		}
 	}
 }

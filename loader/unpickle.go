@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +22,7 @@ import (
 type unpickler struct {
 	storages map[string]*pickledStorage
 	unknown  map[string]bool
+	cost     int64 // estimated bytes of the objects
 
 	// resolve is called once for each new storage; nil allows none.
 	resolve func(*pickledStorage) error
@@ -54,20 +54,24 @@ func newUnpickler() *unpickler {
 // load checks and reads the pickle at an offset of r, and returns the top
 // object and where the pickle ends.
 func (u *unpickler) load(r io.ReaderAt, off, size int64) (top any, end int64, err error) {
-	stream, end, err := checkPickle(r, off, size)
+	stream, end, cost, err := checkPickle(r, off, size)
 	if err != nil {
 		return nil, 0, err
 	}
+	u.cost = cost
 	// gopickle panics on some malformed input that the check lets pass.
 	defer func() {
 		if p := recover(); p != nil {
 			err = malformed("the pickle is malformed: %s", shorten(fmt.Sprint(p)))
 		}
 	}()
-	p := pickle.NewUnpickler(bytes.NewReader(stream))
+	p := pickle.NewUnpickler(stream)
 	p.FindClass = u.findClass
 	p.PersistentLoad = u.persistentLoad
 	top, err = p.Load()
+	if stream.err != nil {
+		return nil, 0, stream.err
+	}
 	if bad, ok := errors.AsType[*FormatError](err); ok {
 		return nil, 0, bad
 	}
@@ -200,7 +204,7 @@ var rebuilders = map[string]func(args []any) (any, error){
 	"torch.nn.Parameter":                           rebuildParameter,
 	"torch.autograd.variable.Variable":             rebuildParameter,
 	"torch._tensor._rebuild_from_type_v2":          rebuildTyped,
-	"torch._utils._rebuild_qtensor":                cannotRead("a quantized tensor"),
+	"torch._utils._rebuild_qtensor":                rebuildQuantized,
 	"torch._utils._rebuild_sparse_tensor":          cannotRead("a sparse tensor"),
 	"torch._utils._rebuild_sparse_csr_tensor":      cannotRead("a sparse tensor"),
 	"torch._utils._rebuild_nested_tensor":          cannotRead("a nested tensor"),

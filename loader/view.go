@@ -54,7 +54,7 @@ type viewOf struct {
 func (c *Checkpoint) View(parts []Part) (*Checkpoint, error) {
 	v := &Checkpoint{
 		path: c.path, format: c.format, size: c.size, skipped: c.skipped, index: make(map[string]int, len(parts)),
-		metadata: c.metadata, root: c.root, unknown: c.unknown, view: &viewOf{source: c, parts: slices.Clone(parts)},
+		metadata: c.metadata, companions: c.companions, root: c.root, unknown: c.unknown, view: &viewOf{source: c, parts: slices.Clone(parts)},
 	}
 	for _, p := range parts {
 		from := p.From
@@ -70,7 +70,7 @@ func (c *Checkpoint) View(parts []Part) (*Checkpoint, error) {
 		}
 		if p.Data != nil {
 			t.storage = &storage{data: p.Data, size: t.Bytes()}
-			t.offset, t.strides, t.keep, t.whole = 0, denseStrides(t.Shape), nil, nil
+			t.offset, t.strides, t.keep, t.whole, t.Quantized = 0, denseStrides(t.Shape), nil, nil, nil
 		}
 		t.Name = p.Name
 		if _, taken := v.index[p.Name]; taken || p.Name == "" {

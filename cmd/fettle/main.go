@@ -40,7 +40,7 @@ var version string
 // Exit codes. The README documents them.
 const (
 	exitOK          = 0
-	exitBudget      = 1 // a budget of the gate does not hold
+	exitBudget      = 1 // a budget of the gate does not hold, or a scan found danger
 	exitUsage       = 2 // the command line or the recipe is at fault
 	exitInput       = 3 // a file is at fault, or cannot be written
 	exitInternal    = 4
@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run decides
 		Commands: []*cli.Command{
-			compressCommand(), searchCommand(), planCommand(), evaluateCommand(), inspectCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
+			compressCommand(), searchCommand(), planCommand(), evaluateCommand(), inspectCommand(), scanCommand(), gateCommand(), reportCommand(), versionCommand(), randomLlamaCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	code := exitCode(ctx, err)
 	switch code {
-	case exitBudget: // the verdict has been printed
+	case exitBudget: // the verdict or the list has been printed
 	case exitInterrupted:
 		fmt.Fprintln(stderr, "fettle: interrupted; no output was written. What was finished is in the cache, if one is in use.")
 	case exitInternal:
@@ -119,7 +119,7 @@ func exitCode(ctx context.Context, err error) int {
 	switch {
 	case ctx.Err() != nil || errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.Is(err, errBudget):
+	case errors.Is(err, errBudget), errors.Is(err, errDangerous):
 		return exitBudget
 	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*pipeline.FitError](err), is[*model.OptionError](err), is[*prune.AllocationError](err), errors.Is(err, prune.ErrImpossible),
 		is[*inspect.OptionError](err), is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):

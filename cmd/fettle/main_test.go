@@ -117,6 +117,11 @@ func TestExitCodes(t *testing.T) {
 		{0, []string{"gate", out, "--max-size", "1MB"}},
 		{1, []string{"gate", out, "--max-size", "1KB"}},
 		{2, []string{"gate", out}},
+		{0, []string{"scan", model}},
+		{3, []string{"scan", junk}},
+		{3, []string{"scan", filepath.Join(dir, "absent.pt")}},
+		{1, []string{"scan", write("evil.pkl", "cos\nsystem\n(tR.")}},
+		{2, []string{"scan"}},
 		{2, []string{"gate", out, "--max-accuracy-drop", "1"}},
 		{0, []string{"inspect", out}},
 		{3, []string{"inspect", junk}},
@@ -135,7 +140,7 @@ func TestExitCodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 6 {
+	if len(entries) != 7 {
 		t.Errorf("left behind: %v", entries)
 	}
 }

@@ -2,22 +2,19 @@
 // JSON header, then the tensors' bytes.
 //
 // Reading is as strict as the reference implementation, and it also refuses
-// duplicate keys. It reads the header alone: tensor bytes are the caller's to
+// duplicate keys and headers beyond MaxTensors. It reads the header alone: tensor bytes are the caller's to
 // read, at DataOffset + Info.Begin.
 package safetensors
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"slices"
 	"strconv"
-	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -25,6 +22,14 @@ import (
 
 // MaxHeader is the longest header in bytes that the format allows.
 const MaxHeader = 100_000_000
+
+// Limits that the format does not have, so that a file cannot take memory out of
+// proportion: tensors of a file, keys of its metadata, dimensions of a tensor.
+// PyTorch has the last one too.
+const (
+	MaxTensors = 1 << 17
+	maxDims    = 64
+)
 
 // lengthSize is the size of the header's length field.
 const lengthSize = 8
@@ -112,7 +117,7 @@ func (h *Header) checkLayout(data int64) error {
 			if t.Begin < at {
 				what = "an overlap"
 			}
-			return invalid("tensor %q starts at byte %d of the data, want %d: %s", t.Name, t.Begin, at, what)
+			return invalid("tensor %.80q starts at byte %d of the data, want %d: %s", t.Name, t.Begin, at, what)
 		}
 		at = t.End
 	}
@@ -125,215 +130,189 @@ func (h *Header) checkLayout(data int64) error {
 	return nil
 }
 
-// parseHeader parses the JSON. encoding/json alone would let pass what the
-// format forbids (duplicate keys, broken Unicode), so objects are read token by
-// token.
+// parseHeader parses the JSON.
 func parseHeader(text []byte) (*Header, error) {
 	if !utf8.Valid(text) {
 		return nil, invalid("the header is not UTF-8")
-	}
-	if loneSurrogate(text) {
-		return nil, invalid("the header escapes half of a surrogate pair")
 	}
 	if len(text) == 0 || text[0] != '{' {
 		return nil, invalid("the header does not start with '{'")
 	}
 	h := &Header{}
-	seen := map[string]bool{}
-	d := json.NewDecoder(bytes.NewReader(text))
-	err := eachKey(d, func(name string) error {
-		if seen[name] {
-			return invalid("the header names %q twice", name)
+	seen := map[string]struct{}{}
+	r := &jsonReader{what: "header", text: text}
+	err := r.object(func(name string) error {
+		if _, again := seen[name]; again {
+			return invalid("the header names %.80q twice", name)
 		}
-		seen[name] = true
+		seen[name] = struct{}{}
 		if name == metadataKey {
-			return h.parseMetadata(d)
+			return h.parseMetadata(r)
 		}
-		return h.parseTensor(d, name)
+		if len(h.Tensors) == MaxTensors {
+			return invalid("the header names more than %d tensors", MaxTensors)
+		}
+		return h.parseTensor(r, name)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if rest := bytes.Trim(text[d.InputOffset():], " \t\r\n"); len(rest) > 0 {
-		return nil, invalid("%d bytes follow the header's JSON", len(rest))
+	if r.peek() != 0 || r.at < len(text) {
+		return nil, invalid("%d bytes follow the header's JSON", len(text)-r.at)
 	}
 	return h, nil
 }
 
-// loneSurrogate reports whether JSON text holds a \u escape that is half of a
-// UTF-16 pair. encoding/json would turn it into U+FFFD, and so make one name
-// of two.
-func loneSurrogate(text []byte) bool {
-	unit := func(at int) rune {
-		if at+6 > len(text) || text[at] != '\\' || text[at+1] != 'u' {
-			return 0
-		}
-		v, err := strconv.ParseUint(string(text[at+2:at+6]), 16, 16)
-		if err != nil {
-			return 0 // not JSON: left to the parser
-		}
-		return rune(v)
-	}
-	for i := 0; i < len(text); i++ {
-		if text[i] != '\\' {
-			continue
-		}
-		if u := unit(i); utf16.IsSurrogate(u) {
-			if utf16.DecodeRune(u, unit(i+6)) == utf8.RuneError {
-				return true
-			}
-			i += 10
-		}
-		i++ // the escaped character, which may be a backslash
-	}
-	return false
-}
-
-// eachKey reads a JSON object and calls value after each of its keys; value
-// reads what belongs to the key.
-func eachKey(d *json.Decoder, value func(key string) error) error {
-	t, err := d.Token()
-	if err != nil {
-		return badJSON(err)
-	}
-	if t != json.Delim('{') {
-		return invalid("found %v where the header must have an object", t)
-	}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return badJSON(err)
-		}
-		key, ok := t.(string)
-		if !ok {
-			return invalid("found %v where the header must have a key", t)
-		}
-		if err := value(key); err != nil {
-			return err
-		}
-	}
-	if _, err := d.Token(); err != nil {
-		return badJSON(err)
-	}
-	return nil
-}
-
-func badJSON(err error) error { return invalid("the header is not valid JSON: %v", err) }
-
-func (h *Header) parseMetadata(d *json.Decoder) error {
-	h.Metadata = map[string]string{}
-	return eachKey(d, func(key string) error {
-		if _, ok := h.Metadata[key]; ok {
-			return invalid("the metadata names %q twice", key)
-		}
-		t, err := d.Token()
-		if err != nil {
-			return badJSON(err)
-		}
-		s, ok := t.(string)
-		if !ok {
-			return invalid("metadata %q is not a string", key)
-		}
-		h.Metadata[key] = s
+func (h *Header) parseMetadata(r *jsonReader) error {
+	if r.word("null") {
 		return nil
+	}
+	h.Metadata = map[string]string{}
+	return r.object(func(key string) error {
+		if _, again := h.Metadata[key]; again {
+			return invalid("the metadata names %.80q twice", key)
+		}
+		if len(h.Metadata) == MaxTensors {
+			return invalid("the metadata has more than %d keys", MaxTensors)
+		}
+		if r.peek() != '"' {
+			return invalid("metadata %.80q is not a string", key)
+		}
+		value, err := r.string()
+		h.Metadata[key] = value
+		return err
 	})
 }
 
-func (h *Header) parseTensor(d *json.Decoder, name string) error {
+func (h *Header) parseTensor(r *jsonReader, name string) error {
 	t := Info{Name: name}
 	var offsets []int64
-	seen := map[string]bool{}
-	err := eachKey(d, func(key string) (err error) {
-		if seen[key] {
-			return invalid("tensor %q has %q twice", name, key)
+	seen := [3]bool{}
+	fields := [...]string{"dtype", "shape", "data_offsets"}
+	err := r.object(func(key string) (err error) {
+		i := slices.Index(fields[:], key)
+		if i < 0 { // the reference implementation skips fields that it does not know
+			return r.skip(3)
 		}
-		seen[key] = true
+		if seen[i] {
+			return invalid("tensor %.80q has %.80q twice", name, key)
+		}
+		seen[i] = true
 		switch key {
 		case "dtype":
-			t.DType, err = parseDType(d, name)
+			t.DType, err = parseDType(r, name)
 		case "shape":
 			var dims []int64
-			dims, err = parseInts(d, name, key)
+			dims, err = parseInts(r, name, key, maxDims)
 			t.Shape = make([]int, len(dims))
 			for i, n := range dims {
 				if n > math.MaxInt {
-					return invalid("tensor %q has a dimension of %d", name, n)
+					return invalid("tensor %.80q has a dimension of %d", name, n)
 				}
 				t.Shape[i] = int(n)
 			}
 		case "data_offsets":
-			offsets, err = parseInts(d, name, key)
-		default: // the reference implementation skips fields that it does not know
-			var skipped json.RawMessage
-			if err := d.Decode(&skipped); err != nil {
-				return badJSON(err)
-			}
+			offsets, err = parseInts(r, name, key, 2)
 		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for _, key := range []string{"dtype", "shape", "data_offsets"} {
-		if !seen[key] {
-			return invalid("tensor %q has no %s", name, key)
+	for i, key := range fields {
+		if !seen[i] {
+			return invalid("tensor %.80q has no %s", name, key)
 		}
 	}
 	if len(offsets) != 2 || offsets[0] > offsets[1] {
-		return invalid("tensor %q has data_offsets %v, want a begin and an end", name, offsets)
+		return invalid("tensor %.80q has data_offsets %v, want a begin and an end", name, offsets)
 	}
 	t.Begin, t.End = offsets[0], offsets[1]
 	n, ok := byteSize(t.DType, t.Shape)
 	if !ok {
-		return invalid("the shape %v of tensor %q overflows", t.Shape, name)
+		return invalid("the shape %v of tensor %.80q overflows", t.Shape, name)
 	}
 	if n != t.End-t.Begin {
-		return invalid("tensor %q has %d bytes of data, but %s of shape %v needs %d", name, t.End-t.Begin, t.DType, t.Shape, n)
+		return invalid("tensor %.80q has %d bytes of data, but %s of shape %v needs %d", name, t.End-t.Begin, t.DType, t.Shape, n)
 	}
 	h.Tensors = append(h.Tensors, t)
 	return nil
 }
 
-func parseDType(d *json.Decoder, name string) (dtype.DType, error) {
-	t, err := d.Token()
-	if err != nil {
-		return dtype.Invalid, badJSON(err)
+func parseDType(r *jsonReader, name string) (dtype.DType, error) {
+	if r.peek() != '"' {
+		return dtype.Invalid, invalid("the dtype of tensor %.80q is not a string", name)
 	}
-	s, ok := t.(string)
-	if !ok {
-		return dtype.Invalid, invalid("the dtype of tensor %q is not a string", name)
+	s, err := r.string()
+	if err != nil {
+		return dtype.Invalid, err
 	}
 	dt, err := dtype.Parse(s)
 	if err != nil {
-		return dtype.Invalid, invalid("tensor %q: %v", name, err)
+		return dtype.Invalid, invalid("tensor %.80q: %v", name, err)
 	}
 	return dt, nil
 }
 
 // parseInts reads an array of integers that are not negative.
-func parseInts(d *json.Decoder, name, key string) ([]int64, error) {
-	bad := func() error {
-		return invalid("the %s of tensor %q must be a list of integers, none negative", key, name)
-	}
-	var numbers []json.RawMessage
-	if err := d.Decode(&numbers); err != nil {
-		if _, isType := errors.AsType[*json.UnmarshalTypeError](err); isType {
-			return nil, bad()
-		}
-		return nil, badJSON(err)
-	}
-	if numbers == nil { // null
-		return nil, bad()
-	}
-	ints := make([]int64, len(numbers))
-	for i, n := range numbers {
-		v, err := strconv.ParseUint(string(n), 10, 63)
+func parseInts(r *jsonReader, name, key string, most int) ([]int64, error) {
+	var ints []int64
+	err := r.list(func() error {
+		text, err := r.number()
 		if err != nil {
-			return nil, bad()
+			return err
 		}
-		ints[i] = int64(v)
+		v, err := strconv.ParseUint(string(text[:min(len(text), 20)]), 10, 63) // 20 digits are too many
+		if err != nil {
+			return invalid("the %s of tensor %.80q must be a list of integers from 0 to 2^63-1, not %.40s", key, name, text)
+		}
+		if len(ints) == most {
+			return invalid("the %s of tensor %.80q has more than %d numbers", key, name, most)
+		}
+		ints = append(ints, int64(v))
+		return nil
+	})
+	return ints, err
+}
+
+// ReadIndex reads the index of a sharded checkpoint, which is JSON, and returns
+// the file that holds each tensor. A malformed one gives an *Error.
+func ReadIndex(text []byte) (map[string]string, error) {
+	if !utf8.Valid(text) {
+		return nil, invalid("the index is not UTF-8")
 	}
-	return ints, nil
+	shardOf := map[string]string{}
+	files := map[string]string{} // so that a name is in memory once
+	r := &jsonReader{what: "index", text: text}
+	err := r.object(func(key string) error {
+		if key != "weight_map" {
+			return r.skip(2)
+		}
+		if len(shardOf) > 0 {
+			return invalid("the index has two weight_maps")
+		}
+		return r.object(func(tensor string) error {
+			if _, again := shardOf[tensor]; again {
+				return invalid("the index names %.80q twice", tensor)
+			}
+			if len(shardOf) == 2*MaxTensors {
+				return invalid("the index names more than %d tensors", 2*MaxTensors)
+			}
+			file, err := r.string()
+			if known, ok := files[file]; ok {
+				file = known
+			}
+			files[file], shardOf[tensor] = file, file
+			return err
+		})
+	})
+	if err == nil && (r.peek() != 0 || r.at < len(text)) {
+		err = invalid("%d bytes follow the index's JSON", len(text)-r.at)
+	}
+	if err == nil && len(shardOf) == 0 {
+		err = invalid("the index has no weight_map")
+	}
+	return shardOf, err
 }
 
 // byteSize returns the bytes of a dense tensor, false where they or the

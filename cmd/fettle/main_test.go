@@ -32,19 +32,21 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files := t.TempDir()
+	for name, content := range binaries {
+		if err := os.WriteFile(filepath.Join(files, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("MODELS", models)
+			e.Setenv("FILES", files)
 			e.Setenv("GGUF", filepath.Join(models, "..", "loader", "testdata", "ggml.gguf"))
 			e.Setenv("DATA", data)
 			e.Setenv("RECIPES", filepath.Join(models, "..", "recipes"))
 			e.Setenv("FETTLE_CACHE", filepath.Join(e.WorkDir, "cache"))
-			for name, content := range binaries {
-				if err := os.WriteFile(filepath.Join(e.WorkDir, name), []byte(content), 0o600); err != nil {
-					return err
-				}
-			}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -62,7 +64,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// binaries are files for scripts that a text archive cannot hold.
+// binaries are files that a text archive cannot hold; scripts find them in $FILES.
 var binaries = map[string]string{
 	"cut.gguf":  "GGUF\x03\x00\x00\x00\x01\x00",
 	"huge.gguf": "GGUF\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10" + strings.Repeat("\x00", 32),

@@ -420,7 +420,7 @@ func TestGGUFSplit(t *testing.T) {
 		"fewer":   {map[string][]byte{"m-00001-of-00001.gguf": part(0, 1, "a")}, "the first says 2"},
 		"damaged": {map[string][]byte{"m-00001-of-00002.gguf": part(0, 2, "a"), "m-00002-of-00002.gguf": []byte("x")}, "m-00002-of-00002.gguf: "},
 		"two":     {map[string][]byte{"a.gguf": part(0, 1, "a"), "b.gguf": part(0, 1, "a")}, "2 GGUF files"},
-		"none":    {nil, "a .gguf file"},
+		"none":    {nil, "no other weight file"},
 	} {
 		_, err := Open(context.Background(), folder(c.files))
 		if _, ok := errors.AsType[*FormatError](err); !ok || !strings.Contains(err.Error(), c.want) {

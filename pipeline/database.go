@@ -13,23 +13,19 @@ import (
 	"github.com/fettle-dev/fettle/search/fitness"
 )
 
-// database holds every layer at every level, as units on disk. With sequential: none
-// they are the solutions that a run finds: each layer sees what the original model
-// gives. Else each sees, and makes up for, what a model at the levels of a reference
-// gives, so that levels do not depend on each other and yet are near to those of a
-// run in the order of the data, whose errors upstream are alike.
+// database holds every layer at every level, as units on disk. They are the solutions
+// that a run with sequential: none would find: each sees what the original model
+// gives, so a level does not depend on those of other layers.
 type database struct {
 	*compression
 	keys   []string  // by plan layer, of solutions; "" for what is not solved
 	errors []float64 // relative ones; −1 where they are not known
 }
 
-// build solves what is not on disk. reference says of the plan's layers which ones the
-// compressed stream goes on with; nil stays with the original. A level that fails is
-// left out, with its reason in the plan's layer.
-func (r *run) build(ctx context.Context, reference map[int]bool) (*database, error) {
+// build solves what is not on disk. A level that fails is left out, with its reason in
+// the plan's layer.
+func (r *run) build(ctx context.Context) (*database, error) {
 	trial := *r
-	trial.weights = newWeights(r.ckpt, r.kept, r.plan)
 	trial.plan = &Plan{Memory: r.plan.Memory}
 	var at []int // in r.plan.Layers
 	for i := range r.plan.Layers {
@@ -49,8 +45,7 @@ func (r *run) build(ctx context.Context, reference map[int]bool) (*database, err
 		index[&trial.plan.Layers[i]] = at[i]
 	}
 	for _, value := range d.stopValues() {
-		stops := d.stopsAt(value)
-		for _, s := range stops {
+		for _, s := range d.stopsAt(value) {
 			if err := d.solveLevels(ctx, s); err != nil {
 				return nil, err
 			}
@@ -58,14 +53,6 @@ func (r *run) build(ctx context.Context, reference map[int]bool) (*database, err
 				to := index[l]
 				d.keys[to] = s.keys[i]
 				r.plan.Layers[to].leftOut = l.leftOut
-			}
-		}
-		if reference == nil {
-			continue
-		}
-		for _, s := range stops {
-			if err := d.follow(s, func(l *PlanLayer) bool { return reference[index[l]] }); err != nil {
-				return nil, err
 			}
 		}
 	}
@@ -80,30 +67,6 @@ func (r *run) build(ctx context.Context, reference map[int]bool) (*database, err
 		}
 	}
 	return d, nil
-}
-
-// follow lets the compressed stream go on with the reference's layers.
-func (d *database) follow(s *stop, reference func(*PlanLayer) bool) (err error) {
-	for i, l := range s.layers {
-		d.changed[l.op] = true
-		if !reference(l) || l.leftOut != "" {
-			continue
-		}
-		solution, ok := load(d.kept, s.keys[i], layer.DecodeSolution)
-		if !ok {
-			return &CacheError{Dir: d.kept.dir, Err: errLostUnit}
-		}
-		d.weights.keys[l.Weight] = s.keys[i]
-		if solution.Bias != nil {
-			if err := d.correctBias(l, solution.Bias); err != nil {
-				return err
-			}
-		}
-		if d.upstream, err = key(d.upstream, l.Weight, s.keys[i]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // solveLevels finds the solutions of a stop's layers, level after level, so that no

@@ -50,7 +50,7 @@ func (c *compression) residuals(ctx context.Context, s *stop) (map[string]*layer
 	targets := map[string]*layer.Residual{}
 	for _, l := range s.layers {
 		other, norm, ok := residualSum(c.graph, l.op)
-		if !l.residual() || !ok || targets[l.Weight] != nil { // which another level has
+		if !l.residual() || !ok {
 			continue
 		}
 		ready, err := c.bring(ctx, other)

@@ -169,11 +169,7 @@ func (f *finder) open(ctx context.Context) (err error) {
 	if err := f.checkStages(); err != nil {
 		return err
 	}
-	reference, err := f.reference()
-	if err != nil {
-		return err
-	}
-	if f.levels, err = r.build(ctx, reference); err != nil {
+	if f.levels, err = r.build(ctx); err != nil {
 		return err
 	}
 	for i := range f.genes {
@@ -187,31 +183,6 @@ func (f *finder) open(ctx context.Context) (err error) {
 		}
 	}
 	return nil
-}
-
-// reference returns the plan's layers at the levels of a uniform model of the size in
-// the middle of those that are asked for; nil where layers are to see the original's
-// inputs.
-func (f *finder) reference() (map[int]bool, error) {
-	if f.run.recipe.Sequential == "none" {
-		return nil, nil
-	}
-	budgets, err := f.run.budgets(f.genes)
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(budgets)
-	space, err := f.run.spaceOf(f.genes, budgets[len(budgets)/2])
-	if err != nil {
-		return nil, err
-	}
-	layers := map[int]bool{}
-	for g, level := range space.Uniform() {
-		for _, l := range f.genes[g].layers[level] {
-			layers[l] = f.run.plan.Layers[l].solvable()
-		}
-	}
-	return layers, nil
 }
 
 // openModel makes what measures candidates. Levels are read from the database when

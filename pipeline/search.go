@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -419,7 +421,99 @@ func (f *finder) search(ctx context.Context, fit string, space *search.Space) (*
 	if math.IsInf(result.Fitness, 0) {
 		return nil, &FitError{Fit: fit, Err: errNoCandidate}
 	}
-	return result, nil
+	return result, f.choose(ctx, result)
+}
+
+// choose compresses the best few in the order of the data, where that is how the model
+// will be made, and makes the one that is nearest to the original then the result.
+// Layers that make up for those before them shift what a level costs.
+func (f *finder) choose(ctx context.Context, result *record.SearchResult) error {
+	n := f.asked.Finalists
+	if n == 0 {
+		n = finalists
+	}
+	if f.run.recipe.Sequential == "none" || n == 1 {
+		return nil
+	}
+	type finalist struct {
+		levels  []int
+		fitness float64
+		inOrder **float64
+	}
+	all := []finalist{{result.Levels, result.Fitness, &result.InOrder}}
+	for i := range result.Baselines {
+		b := &result.Baselines[i]
+		if b.Fitness >= 0 && !slices.Equal(b.Levels, result.Levels) {
+			all = append(all, finalist{b.Levels, b.Fitness, &b.InOrder})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b finalist) int { return cmp.Compare(a.fitness, b.fitness) })
+	all = slices.CompactFunc(all, func(a, b finalist) bool { return slices.Equal(a.levels, b.levels) })
+	all = all[:min(n, len(all))]
+	if len(all) == 1 {
+		return nil
+	}
+	var best finalist
+	for i, one := range all {
+		v, err := f.inOrder(ctx, one.levels)
+		if err != nil {
+			return err
+		}
+		*one.inOrder = &v
+		if best.inOrder == nil || v < **best.inOrder {
+			best = one
+		}
+		f.run.clock.emit(Event{Done: i + 1, Total: len(all)})
+	}
+	inOrder := **best.inOrder
+	result.Levels, result.Fitness, result.InOrder = best.levels, best.fitness, &inOrder
+	return nil
+}
+
+// finalists is Search.Finalists where a recipe does not say.
+const finalists = 3
+
+// inOrder compresses the model at some levels in the order of the data, and returns
+// how far it is from the original on the search's data.
+func (f *finder) inOrder(ctx context.Context, levels []int) (float64, error) {
+	r := f.run
+	recipe, err := r.found(f.genes, levels)
+	if err != nil {
+		return 0, err
+	}
+	k, err := f.key("in order", recipe.text)
+	if err != nil {
+		return 0, err
+	}
+	v, _, err := unit(r.kept, k, layer.DecodeVectors, layer.EncodeVectors, func() (*layer.Vectors, error) {
+		dir, err := os.MkdirTemp("", "fettle-search-")
+		if err != nil {
+			return nil, &OutputError{Path: os.TempDir(), Err: err}
+		}
+		defer os.RemoveAll(dir)
+		recipe.Output = Output{Path: filepath.Join(dir, "out"), Format: r.recipe.Output.Format}
+		if recipe.Evaluate = recipe.Calibration; f.asked.Data != nil {
+			recipe.Evaluate = f.asked.Data
+		}
+		o := Options{Workers: r.options.Workers, Memory: r.options.Memory, Cache: r.kept.dir}
+		run, err := runRecipe(ctx, recipe, o, nil)
+		if err != nil {
+			return nil, err
+		}
+		value := run.Evaluation.KL
+		if l := run.Evaluation.Language; l != nil {
+			if value = l.KL; f.asked.Fitness == "loss" {
+				value = l.Compressed.Loss
+			}
+		} else if f.asked.Fitness == "loss" {
+			value = run.Evaluation.Compressed.Loss
+		}
+		return &layer.Vectors{Of: [][]float64{{value}}}, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return v.Of[0][0], nil
 }
 
 // baseline returns which one has a name; −1 for none.

@@ -39,9 +39,10 @@ type Search struct {
 	Generations int           `yaml:"generations"`
 	Offspring   int           `yaml:"offspring"`
 	Stages      []SearchStage `yaml:"stages"`
-	Random      int           `yaml:"random"`  // candidates beside the start
-	Samples     int           `yaml:"samples"` // that errors and results are measured on; default up to 131,072 tokens or 4,096 images
-	Switch      string        `yaml:"switch"`  // between which layers: any (default), size, kind
+	Random      int           `yaml:"random"`    // candidates beside the start
+	Samples     int           `yaml:"samples"`   // that errors and results are measured on; default up to 131,072 tokens or 4,096 images
+	Finalists   int           `yaml:"finalists"` // that are compressed in order to choose among; default 3, with sequential: none 1
+	Switch      string        `yaml:"switch"`    // between which layers: any (default), size, kind
 
 	// Genes says what gets one level: fused (default), layers that runtimes join
 	// into one; or each layer.
@@ -172,8 +173,8 @@ func (s *Search) check() (where, reason string) {
 		return ".top_k", "must be at least 2"
 	case s.Samples < 0:
 		return ".samples", "is negative; give a count"
-	case s.Generations < 0 || s.Offspring < 0 || s.Random < 0:
-		return "", "has a negative count among generations, offspring and random"
+	case s.Generations < 0 || s.Offspring < 0 || s.Random < 0 || s.Finalists < 0:
+		return "", "has a negative count among generations, offspring, random and finalists"
 	}
 	var bad *search.OptionError
 	if err := s.options(64, 2).Check(); errors.As(err, &bad) {

@@ -46,7 +46,10 @@ type SearchResult struct {
 	Levels []int  `json:"levels"` // by gene
 
 	// Fitness of the result and of the baselines, all on the same samples.
-	Fitness   float64          `json:"fitness"`
+	Fitness float64 `json:"fitness"`
+	// InOrder is how far the model is from the original on the search's data when it is
+	// compressed in the order of the data: KL, or the loss. nil where it was not tried.
+	InOrder   *float64         `json:"in_order,omitempty"`
 	Samples   int              `json:"samples"`
 	Baselines []SearchBaseline `json:"baselines"`
 
@@ -60,6 +63,8 @@ type SearchBaseline struct {
 	Bytes   int64   `json:"bytes"`
 	Levels  []int   `json:"levels"`
 	Fitness float64 `json:"fitness"` // −1 where the model cannot run
+	// InOrder is as the result's.
+	InOrder *float64 `json:"in_order,omitempty"`
 }
 
 // SearchGeneration is how far the search was. Generation 0 is the start.

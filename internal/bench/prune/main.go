@@ -89,9 +89,6 @@ func measure(ctx context.Context, shape string, out, in int, sparsity float64, w
 			return err
 		}
 	}
-	// A smaller ρ finds masks sooner, and a short polish does what the last
-	// iterations are for.
-	fast, short := prune.ADMMOptions{Iterations: 8, Steps: 9, Rho: 0.4}, prune.PolishOptions{Tolerance: 1e-2, Iterations: 2}
 	full := prune.DefaultPolish()
 	var solvers []*solver
 	if python != "" {
@@ -117,7 +114,7 @@ func measure(ctx context.Context, shape string, out, in int, sparsity float64, w
 			_, _, err := prune.SparseGPT(ctx, p, upper, nil, got, selection, prune.SparseGPTOptions{})
 			return err
 		}},
-		&solver{label: "ADMM, fast, polished", run: admm(fast, &short)},
+		&solver{label: "ADMM, fast", run: admm(prune.FastADMM(), nil)},
 		&solver{label: "ADMM", run: admm(prune.DefaultADMM(), nil)},
 		&solver{label: "ADMM, polished", run: admm(prune.DefaultADMM(), &full)},
 	)

@@ -39,14 +39,14 @@ func DefaultADMM() ADMMOptions { return ADMMOptions{Iterations: 20, Steps: 15, R
 // FastADMM are settings that reach about the error of DefaultADMM in a third of its
 // updates.
 func FastADMM() ADMMOptions {
-	return ADMMOptions{Iterations: 7, Steps: 6, Rho: 0.65, Relaxation: 1.5, Last: 2.2, Constant: true}
+	return ADMMOptions{Iterations: 7, Steps: 6, Rho: 0.65, Relaxation: 1.5, Last: 2.5, Constant: true}
 }
 
 // check reports settings that are out of range.
 func (o ADMMOptions) check() error {
 	switch {
 	case o.Iterations < 0 || o.Iterations > 1e6 || o.Steps < 0 || o.Steps > o.Iterations+1:
-		return &OptionError{"ADMM.Iterations", o.Iterations, "0 to 1000000, and at least the steps less one"}
+		return &OptionError{"ADMM.Iterations", o.Iterations, "1 to 1000000, and at least the steps less one"}
 	case !(o.Rho > 0 && o.Rho <= 1e6):
 		return &OptionError{"ADMM.Rho", o.Rho, "a positive number up to 1e6"}
 	case !(o.Relaxation >= 0 && o.Relaxation <= 2):

@@ -39,7 +39,7 @@ func DefaultADMM() ADMMOptions { return ADMMOptions{Iterations: 20, Steps: 15, R
 // FastADMM are settings that reach about the error of DefaultADMM in a third of its
 // updates.
 func FastADMM() ADMMOptions {
-	return ADMMOptions{Iterations: 7, Steps: 6, Rho: 0.65, Relaxation: 1.5, Last: 2.5, Constant: true}
+	return ADMMOptions{Iterations: 7, Steps: 6, Rho: 0.6, Relaxation: 1.4, Last: 2.5, Constant: true}
 }
 
 // check reports settings that are out of range.

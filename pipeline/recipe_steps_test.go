@@ -20,6 +20,8 @@ func TestStepsRecipe(t *testing.T) {
 	admm := prune.DefaultADMM()
 	slow := admm
 	slow.Iterations, slow.Steps = 40, 30
+	fast := prune.FastADMM()
+	fast.Iterations, fast.Steps = 8, 7
 	for steps, want := range map[string]prune.Options{
 		"{prune: {sparsity: 0.7}}": {
 			Method: prune.ByADMM, Scope: prune.PerRow, Align: true, Residual: true, Damping: 0.01, Polish: true, Swaps: 4, BiasCorrection: true, Centre: true, ADMM: admm,
@@ -30,6 +32,9 @@ func TestStepsRecipe(t *testing.T) {
 		},
 		"{prune: {sparsity: 0.5, polish: false, align: false, bias_correction: false, admm: {iterations: 40}}}": {
 			Method: prune.ByADMM, Scope: prune.PerRow, Damping: 0.01, ADMM: slow,
+		},
+		"{prune: {sparsity: 0.5, polish: false, align: false, bias_correction: false, admm: {preset: fast, iterations: 8, steps: 7}}}": {
+			Method: prune.ByADMM, Scope: prune.PerRow, Damping: 0.01, ADMM: fast,
 		},
 		"{prune: {method: sparsegpt, sparsity: 0.5}}":                               {Method: prune.BySparseGPT, Scope: prune.PerRow, Align: true, Damping: 0.01},
 		"{prune: {method: wanda, sparsity: 0.5}}":                                   {Method: prune.ByWanda, Scope: prune.PerRow},
@@ -100,6 +105,7 @@ func TestStepsRecipeErrors(t *testing.T) {
 		"{prune: {sparsity: 0.5, samples: 5}}":                               `steps[0].prune.samples: is for allocation rate-distortion; remove it from uniform`,
 		"{prune: {sparsity: 0.5, allocation: rate-distortion, samples: -1}}": `steps[0].prune.samples: is negative; give a count`,
 		"{prune: {sparsity: 0.5, method: wanda, admm: {rho: 1}}}":            `steps[0].prune.admm: tunes a method that wanda does not use; remove it`,
+		"{prune: {sparsity: 0.5, admm: {preset: fest}}}":                     `steps[0].prune.admm.preset: "fest" is not known; did you mean "fast"? (one of published, fast)`,
 		"{prune: {sparsity: 0.5, admm: {rho: -1}}}":                          `steps[0].prune.admm.rho: is -1, want a positive number up to 1e6`,
 		"{prune: {sparsity: 0.5, admm: {iterations: 5, steps: 7}}}":          `steps[0].prune.admm.iterations: is 5, want 1 to 1000000, and at least the steps less one`,
 		"{prune: {sparsity: 0.5, method: wanda, damping: 0.1}}":              `steps[0].prune.damping: is 0.1, want 0 for wanda without align and polish, which does not use it`,

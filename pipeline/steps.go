@@ -55,6 +55,7 @@ type OWL struct {
 
 // ADMM tunes that method.
 type ADMM struct {
+	Preset     string  `yaml:"preset"` // published (default), fast: where the other keys begin
 	Iterations int     `yaml:"iterations"`
 	Steps      *int    `yaml:"steps"`
 	Rho        float64 `yaml:"rho"`
@@ -158,6 +159,8 @@ func (s *Prune) check(after []Step) (where, reason string) {
 		return ".samples", fmt.Sprintf("is for allocation rate-distortion; remove it from %s", s.Allocation)
 	case s.Samples < 0:
 		return ".samples", "is negative; give a count"
+	case s.ADMM != nil && oneOf(&s.ADMM.Preset, "published", "fast") != "":
+		return ".admm.preset", oneOf(&s.ADMM.Preset, "published", "fast")
 	case s.ADMM != nil && s.Method != "admm":
 		return ".admm", fmt.Sprintf("tunes a method that %s does not use; remove it", s.Method)
 	case s.Layout == "pattern" && pattern.Kind != prune.NofM:
@@ -239,6 +242,9 @@ func (s *Prune) options() prune.Options {
 	}
 	if a := s.ADMM; a != nil {
 		o.ADMM = prune.DefaultADMM()
+		if a.Preset == "fast" {
+			o.ADMM = prune.FastADMM()
+		}
 		if a.Iterations != 0 {
 			o.ADMM.Iterations = a.Iterations
 			o.ADMM.Steps = a.Iterations * 3 / 4

@@ -223,6 +223,7 @@ func TestStepKeys(t *testing.T) {
 		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7"},
 		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7, admm: {iterations: 9}"},
 		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7, admm: {rho: 0.1}"},
+		{"method: sparsegpt, sparsity: 0.7", "sparsity: 0.7, admm: {preset: fast}"},
 		{"rank: 2", "rank: 2, bits: 8"},
 		{"rank: 2", "rank: 2, alternations: 1"},
 		{"rank: 2", "rank: 2, method: svd"},

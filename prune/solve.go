@@ -18,7 +18,7 @@ import (
 
 // Version grows whenever a solver's output changes for some input. It is part of
 // the keys under which solutions are cached.
-const Version = 2
+const Version = 3
 
 // Method says how survivors are chosen.
 type Method string
@@ -123,10 +123,10 @@ func (o Options) Check() error {
 		return o.Scope.Check(o.Pattern)
 	case o.Method != ByADMM && o.ADMM != ADMMOptions{}:
 		return &OptionError{"ADMM", o.ADMM, "nothing unless the method is admm"}
-	case o.Method == ByADMM && (o.ADMM.Iterations < 1 || o.ADMM.Steps < 0 || o.ADMM.Steps > o.ADMM.Iterations+1 || o.ADMM.Iterations > 1e6):
+	case o.Method == ByADMM && o.ADMM.Iterations < 1:
 		return &OptionError{"ADMM.Iterations", o.ADMM.Iterations, "1 to 1000000, and at least the steps less one"}
-	case o.Method == ByADMM && !(o.ADMM.Rho > 0 && o.ADMM.Rho <= 1e6):
-		return &OptionError{"ADMM.Rho", o.ADMM.Rho, "a positive number up to 1e6"}
+	case o.Method == ByADMM && o.ADMM.check() != nil:
+		return o.ADMM.check()
 	case o.Swaps < 0 || o.Swaps > 1000:
 		return &OptionError{"Swaps", o.Swaps, "0 to 1000 rounds"}
 	case o.Swaps > 0 && !o.Polish:

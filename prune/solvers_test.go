@@ -663,3 +663,48 @@ func TestSolversRefuse(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// TestFastADMM: seven over-relaxed updates end at the error of the published twenty,
+// for inputs that follow each other more or less, at every sparsity.
+func TestFastADMM(t *testing.T) {
+	rng := rand.New(rand.NewPCG(65, 1))
+	const n = 384
+	for i, damping := range []float64{0.1, 0.01} {
+		a, w := correlated(rng, n, n, n+64+i*n, damping)
+		for _, sparsity := range []float64{0.5, 0.7, 0.9} {
+			sel := selection(Pattern{}, PerLayer, n, n, sparsity)
+			published, _ := admmOf(t, a, w, sel, DefaultADMM())
+			fast, mask := admmOf(t, a, w, sel, FastADMM())
+			if mask.Survivors() != sel.Survivors {
+				t.Errorf("%d survive, want %d", mask.Survivors(), sel.Survivors)
+			}
+			if got, want := loss(t, a, w, fast), loss(t, a, w, published); got > 1.01*want {
+				t.Errorf("damping %v, sparsity %v: error %v, published %v", damping, sparsity, got, want)
+			}
+		}
+	}
+}
+
+// TestADMMRelaxation: over-relaxed updates of a fixed mask go to the same optimum,
+// and settings out of range are refused by name.
+func TestADMMRelaxation(t *testing.T) {
+	rng := rand.New(rand.NewPCG(66, 1))
+	a, w := correlated(rng, 5, 24, 80, 0.01)
+	mask := randomMask(rng, 5, 24)
+	best := loss(t, a, w, restricted(t, a, w, mask))
+	for _, relaxation := range []float64{0.7, 1, 1.8} {
+		got, _ := admmOf(t, a, w, Selection{}, ADMMOptions{Iterations: 400, Rho: 0.2, Relaxation: relaxation, Mask: mask})
+		near(t, "error over the optimum", loss(t, a, w, got)/best, 1, 1e-6)
+	}
+	for field, o := range map[string]ADMMOptions{
+		"ADMM.Relaxation": {Iterations: 3, Rho: 1, Relaxation: 2.1},
+		"ADMM.Last":       {Iterations: 3, Rho: 1, Last: -1},
+		"ADMM.Rho":        {Iterations: 3, Rho: math.NaN()},
+		"ADMM.Iterations": {Iterations: 3, Rho: 1, Steps: 5},
+	} {
+		var bad *OptionError
+		if _, err := ADMM(background, nil, a, linalg.Clone(w), Selection{Survivors: 60}, o); !errors.As(err, &bad) || bad.Field != field {
+			t.Errorf("%s: got %v", field, err)
+		}
+	}
+}

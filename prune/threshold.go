@@ -178,7 +178,7 @@ func (s *selector) choose(ctx context.Context, p *pool.Pool, v blas32.General, m
 	if err != nil || s.Scope == PerRow {
 		return err
 	}
-	chunk := max(1, 1<<18/cols)
+	chunk := max(1, 1<<16/cols)
 	thresholds, err := thresholdsOf(ctx, p, s.keys, cols, chunk, k)
 	if err != nil {
 		return err

@@ -2,7 +2,7 @@
 // weights and correlated inputs, beside the published recipe of ADMM in PyTorch,
 // where a python3 has that.
 //
-//	go run ./internal/bench/prune [-shapes 1024x1024,4096x11008] [-sparsity 0.5] [-workers 2] [-rounds 3]
+//	go run ./internal/bench/prune [-shapes 1024x1024,4096x11008] [-sparsity 0.5] [-workers 2] [-rounds 3] [-only fast]
 package main
 
 import (
@@ -31,10 +31,11 @@ func main() {
 	sparsity := flag.Float64("sparsity", 0.5, "share of weights to prune, over the whole layer")
 	workers := flag.Int("workers", 2, "workers, and PyTorch's threads")
 	rounds := flag.Int("rounds", 3, "runs of each solver, in turns; the median counts")
+	only := flag.String("only", "", "run only solvers whose label has this part")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := bench(ctx, *shapes, *sparsity, *workers, *rounds); err != nil {
+	if err := bench(ctx, *shapes, *only, *sparsity, *workers, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -48,7 +49,7 @@ type solver struct {
 	error   float64
 }
 
-func bench(ctx context.Context, shapes string, sparsity float64, workers, rounds int) error {
+func bench(ctx context.Context, shapes, only string, sparsity float64, workers, rounds int) error {
 	python, version := findPython(ctx)
 	if python == "" {
 		fmt.Println("No python3 here has torch: its rows are left out.")
@@ -62,14 +63,14 @@ func bench(ctx context.Context, shapes string, sparsity float64, workers, rounds
 		if _, err := fmt.Sscanf(shape, "%dx%d", &out, &in); err != nil || out < 1 || in < 1 {
 			return fmt.Errorf("shape %q: want outputs x inputs, such as 1024x4096", shape)
 		}
-		if err := measure(ctx, shape, out, in, sparsity, workers, rounds, python); err != nil {
+		if err := measure(ctx, shape, only, out, in, sparsity, workers, rounds, python); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func measure(ctx context.Context, shape string, out, in int, sparsity float64, workers, rounds int, python string) error {
+func measure(ctx context.Context, shape, only string, out, in int, sparsity float64, workers, rounds int, python string) error {
 	p := pool.New(workers)
 	h, w, err := problem(ctx, p, out, in)
 	if err != nil {
@@ -89,18 +90,17 @@ func measure(ctx context.Context, shape string, out, in int, sparsity float64, w
 			return err
 		}
 	}
-	// A smaller ρ finds masks sooner, and a short polish does what the last
-	// iterations are for.
-	fast, short := prune.ADMMOptions{Iterations: 8, Steps: 9, Rho: 0.4}, prune.PolishOptions{Tolerance: 1e-2, Iterations: 2}
 	full := prune.DefaultPolish()
 	var solvers []*solver
-	if python != "" {
+	published := "ADMM as published, PyTorch"
+	peer := python != "" && strings.Contains(published, only)
+	if peer {
 		other, err := startPeer(ctx, python, workers, h, w, sparsity)
 		if err != nil {
 			return err
 		}
 		defer other.stop()
-		s := &solver{label: "ADMM as published, PyTorch"}
+		s := &solver{label: published}
 		s.run = func(got blas64.General) error {
 			seconds, err := other.prune(got)
 			s.seconds = append(s.seconds, seconds)
@@ -117,10 +117,11 @@ func measure(ctx context.Context, shape string, out, in int, sparsity float64, w
 			_, _, err := prune.SparseGPT(ctx, p, upper, nil, got, selection, prune.SparseGPTOptions{})
 			return err
 		}},
-		&solver{label: "ADMM, fast, polished", run: admm(fast, &short)},
+		&solver{label: "ADMM, fast", run: admm(prune.FastADMM(), nil)},
 		&solver{label: "ADMM", run: admm(prune.DefaultADMM(), nil)},
 		&solver{label: "ADMM, polished", run: admm(prune.DefaultADMM(), &full)},
 	)
+	solvers = slices.DeleteFunc(solvers, func(s *solver) bool { return !strings.Contains(s.label, only) })
 	energy, err := loss(ctx, p, a, w, linalg.NewGeneral(out, in))
 	if err != nil {
 		return err
@@ -132,7 +133,7 @@ func measure(ctx context.Context, shape string, out, in int, sparsity float64, w
 			if err := s.run(got); err != nil {
 				return err
 			}
-			if python == "" || i > 0 {
+			if !peer || i > 0 {
 				s.seconds = append(s.seconds, time.Since(began).Seconds())
 			}
 			if s.error == 0 {
@@ -145,7 +146,7 @@ func measure(ctx context.Context, shape string, out, in int, sparsity float64, w
 	for _, s := range solvers {
 		slices.Sort(s.seconds)
 		ratio := "–"
-		if python != "" {
+		if peer {
 			ratio = fmt.Sprintf("%.2f", median(s.seconds)/median(solvers[0].seconds))
 		}
 		fmt.Printf("| %s | %s | %.3f | %s | %.6f |\n", shape, s.label, median(s.seconds), ratio, s.error/energy)

@@ -55,6 +55,9 @@ func (r *run) found(genes []gene, levels []int) (*Recipe, error) {
 			}
 		}
 	}
+	if !slices.ContainsFunc(recipe.Rules, func(rule Rule) bool { return len(rule.Steps) > 0 }) {
+		recipe.Rules = nil // what is left stays as it is
+	}
 	text, err := recipe.TextIn(filepath.Dir(recipe.file))
 	if err != nil {
 		return nil, err

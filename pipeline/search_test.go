@@ -70,6 +70,7 @@ func TestSearchEndToEnd(t *testing.T) {
 		"tokens":   searched(t, "lm", nearestLevels, "fit: 3.1 bits"+few, "sequential: none\n"),
 		"sublayers": searched(t, "lm", "steps: [{quantize: {method: nearest}}], levels: [{bits: [4]}, {keep: true}, {drop: sublayer}]",
 			"fit: 60%, switch: kind"+few, "sequential: none\n"),
+		"depth": searched(t, "lm", "levels: [{keep: true}, {drop: sublayer}]", "fit: 70%"+few, "sequential: none\n"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -29,6 +29,8 @@ type searchView struct {
 	Uniform bool
 
 	Evaluations, Generations int
+
+	InOrder bool // finalists were compressed in the order of the data
 }
 
 // newSearchView returns nil where no search was made.
@@ -56,6 +58,7 @@ func newSearchView(s *record.Search) *searchView {
 	if v.Result != nil {
 		v.Sentence = searchSentence(s, v.Result)
 		v.Methods = newMethodRows(s, v.Result)
+		v.InOrder = slices.ContainsFunc(v.Methods, func(row methodRow) bool { return row.InOrder != nil })
 		v.Levels = newLevelChart(s, v.Genes)
 		v.Uniform = v.Levels.Uniform != ""
 	}
@@ -182,12 +185,15 @@ func against(own, other float64) string {
 func bestBaseline(r *record.SearchResult) *record.SearchBaseline {
 	var best *record.SearchBaseline
 	for i := range r.Baselines {
-		if b := &r.Baselines[i]; best == nil || b.Fitness < best.Fitness {
+		if b := &r.Baselines[i]; runs(b) && (best == nil || b.Fitness < best.Fitness) {
 			best = b
 		}
 	}
 	return best
 }
+
+// runs reports whether a baseline's model can run.
+func runs(b *record.SearchBaseline) bool { return b.Fitness != -1 }
 
 func uniformBaseline(r *record.SearchResult) *record.SearchBaseline {
 	return baseline(r, "uniform")
@@ -208,6 +214,7 @@ type methodRow struct {
 	Mark       mark
 	Bytes      int64
 	Fitness    float64
+	InOrder    *float64
 	Bar        px      // of the fitness, in percent of the highest
 	Factor     float64 // uniform's fitness over this; 0 where there is none
 	Result     bool
@@ -215,9 +222,12 @@ type methodRow struct {
 }
 
 func newMethodRows(s *record.Search, r *record.SearchResult) []methodRow {
-	rows := []methodRow{{Name: "result", Note: methodNote(s.Method), Mark: resultMark(10, 8), Bytes: r.Bytes, Fitness: r.Fitness, Result: true}}
+	rows := []methodRow{{Name: "result", Note: methodNote(s.Method), Mark: resultMark(10, 8), Bytes: r.Bytes, Fitness: r.Fitness, InOrder: r.InOrder, Result: true}}
 	for _, b := range r.Baselines {
-		rows = append(rows, methodRow{Name: b.Name, Note: methodNote(b.Name), Mark: baselineMark(b.Name, 10, 8), Bytes: b.Bytes, Fitness: b.Fitness})
+		if !runs(&b) {
+			continue
+		}
+		rows = append(rows, methodRow{Name: b.Name, Note: methodNote(b.Name), Mark: baselineMark(b.Name, 10, 8), Bytes: b.Bytes, Fitness: b.Fitness, InOrder: b.InOrder})
 	}
 	lowest, highest := rows[0].Fitness, rows[0].Fitness
 	for _, row := range rows {
@@ -260,7 +270,7 @@ func newSizeRows(v *searchView) []sizeRow {
 		}
 		for _, name := range v.Names {
 			text := unknown
-			if b := baseline(r, name); b != nil {
+			if b := baseline(r, name); b != nil && runs(b) {
 				text = fitness(b.Fitness)
 			}
 			row.Baselines = append(row.Baselines, text)

@@ -144,6 +144,9 @@ func newFrontChart(s *record.Search) frontChart {
 			bytes = append(bytes, r.Budget)
 		}
 		for _, b := range r.Baselines {
+			if !runs(&b) {
+				continue
+			}
 			bytes, values = append(bytes, b.Bytes), append(values, b.Fitness)
 		}
 	}
@@ -221,6 +224,9 @@ func (c *frontChart) mark(s *record.Search, x, y axis) {
 		}
 		add("result", m, asked, r.Bytes, r.Fitness)
 		for _, b := range r.Baselines {
+			if !runs(&b) {
+				continue
+			}
 			add(b.Name, baselineMark(b.Name, x.at(float64(b.Bytes)), y.at(b.Fitness)), asked, b.Bytes, b.Fitness)
 		}
 	}

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -577,5 +578,33 @@ func TestAxis(t *testing.T) {
 func TestLevelNames(t *testing.T) {
 	if diff := cmp.Diff([]string{"dropped", "3 bits", "kept"}, levelNames(smallSearch().Genes)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Finalists' distances in order have a column; a baseline that cannot run has no row.
+func TestSearchInOrder(t *testing.T) {
+	s := &record.Search{
+		Method: "evopress", Fitness: "kl", Unit: "tokens",
+		Genes: []record.SearchGene{{Name: "a", Layers: []string{"a"}, Levels: []record.SearchLevel{{Name: "2 bits", Bytes: 5}, {Name: "3 bits", Bytes: 7}}}},
+	}
+	nearest, other := 0.125, 0.25
+	s.Results = []record.SearchResult{{
+		Asked: "9B", Budget: 9, Bytes: 7, Levels: []int{1}, Fitness: 0.5, InOrder: &nearest, Samples: 3,
+		Baselines: []record.SearchBaseline{
+			{Name: "uniform", Bytes: 7, Levels: []int{1}, Fitness: -1}, {Name: "dp", Bytes: 5, Levels: []int{0}, Fitness: 0.4, InOrder: &other},
+		},
+	}}
+	v := newSearchView(s)
+	if !v.InOrder || len(v.Methods) != 2 || *v.Methods[0].InOrder != nearest || *v.Methods[1].InOrder != other {
+		t.Errorf("methods %+v", v.Methods)
+	}
+	var page bytes.Buffer
+	if err := HTML(&page, &record.Run{Version: record.Version, Search: s}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"In order", "0.1250", "0.2500"} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
 	}
 }

@@ -254,8 +254,10 @@ func (r *run) budget(genes []gene, z size) (int64, error) {
 	return s.rest + s.least + int64(z.bits*float64(r.weightCount(genes))/8), err
 }
 
-// spaceOf is what a search chooses from within so many bytes.
-func (r *run) spaceOf(genes []gene, bytes int64) (*search.Space, error) {
+// spaceOf is what a search chooses from within so many bytes. What tensors take in the
+// files is bounded from above; where exact is asked for, the bound comes down to near
+// the exact size of uniform levels, so that others may come out a few bytes above it.
+func (r *run) spaceOf(genes []gene, bytes int64, exact bool) (*search.Space, error) {
 	s, err := r.sizesOf(genes, bytes)
 	if err != nil {
 		return nil, err
@@ -275,7 +277,39 @@ func (r *run) spaceOf(genes []gene, bytes int64) (*search.Space, error) {
 			out[i].Levels = append(out[i].Levels, search.Level{Name: l.name, Kind: l.kind, Bytes: max(s.levels[i][k], 0), Unusable: g.usable[k]})
 		}
 	}
-	return search.NewSpace(out, search.Budget{Bytes: bytes, Rest: s.rest})
+	space, err := search.NewSpace(out, search.Budget{Bytes: bytes, Rest: s.rest})
+	if err != nil || !exact {
+		return space, err
+	}
+	uniform := space.Uniform()
+	size, ok, err := r.exactSize(genes, uniform)
+	if err != nil || !ok {
+		return space, err
+	}
+	rest := s.rest - (space.Cost(uniform)-size)*4/5
+	near, err := search.NewSpace(out, search.Budget{Bytes: bytes, Rest: rest})
+	if err != nil { // there is nothing left to choose
+		return space, nil
+	}
+	return near, nil
+}
+
+// exactSize returns the bytes of the weight files at some levels; ok is false where one
+// of them drops a part.
+func (r *run) exactSize(genes []gene, levels []int) (size int64, ok bool, err error) {
+	specs := map[string]export.Spec{}
+	for i, k := range levels {
+		if genes[i].levels[k].drop != "" {
+			return 0, false, nil
+		}
+		for _, n := range genes[i].layers[k] {
+			if l := &r.plan.Layers[n]; l.solvable() {
+				specs[l.Weight] = l.Spec
+			}
+		}
+	}
+	size, err = export.CompressedTensorsSize(export.Input{Checkpoint: r.ckpt, Specs: specs, ShardSize: r.recipe.Output.shardSize})
+	return size, true, err
 }
 
 func (r *run) geneWeights(g *gene) (n int64) {

@@ -291,20 +291,20 @@ func (f *finder) checkBudgets() error {
 		return err
 	}
 	for i, b := range budgets {
-		if _, err := f.spaceFor(i, b); err != nil {
+		if _, err := f.spaceFor(i, b, false); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// spaceFor returns the space of size i.
-func (f *finder) spaceFor(i int, budget int64) (*search.Space, error) {
+// spaceFor returns the space of size i, see spaceOf.
+func (f *finder) spaceFor(i int, budget int64, exact bool) (*search.Space, error) {
 	fit := f.asked.Fit[i]
 	if from := f.run.original.ckpt.Size(); budget > from {
 		return nil, &FitError{Fit: fit, Original: from}
 	}
-	s, err := f.run.spaceOf(f.genes, budget)
+	s, err := f.run.spaceOf(f.genes, budget, exact)
 	var b *search.BudgetError
 	if errors.As(err, &b) {
 		return nil, &FitError{Fit: fit, Err: err}
@@ -347,23 +347,14 @@ func (f *finder) find(ctx context.Context) (*Found, error) {
 	}
 	found := &Found{Record: rec}
 	for i, budget := range budgets {
-		space, err := f.spaceFor(i, budget)
+		recipe, result, err := f.fit(ctx, i, budget, true)
+		if err == nil && result.Bytes > budget {
+			recipe, result, err = f.fit(ctx, i, budget, false)
+		}
 		if err != nil {
 			return nil, err
 		}
-		result, err := f.search(ctx, f.asked.Fit[i], space)
-		if err != nil {
-			return nil, err
-		}
-		recipe, err := r.found(f.genes, result.Levels)
-		if err != nil {
-			return nil, err
-		}
-		plan, err := MakePlan(ctx, recipe, Options{Workers: r.options.Workers, Memory: r.options.Memory, Cache: r.options.Cache})
-		if err != nil {
-			return nil, fmt.Errorf("the recipe that was found for %s: %w", f.asked.Fit[i], err)
-		}
-		if result.Bytes = plan.WeightBytes; result.Bytes > budget {
+		if result.Bytes > budget {
 			return nil, fmt.Errorf("what was found for %s takes %d bytes, %d are allowed; please report this", f.asked.Fit[i], result.Bytes, budget)
 		}
 		found.Recipes = append(found.Recipes, recipe)
@@ -371,6 +362,29 @@ func (f *finder) find(ctx context.Context) (*Found, error) {
 	}
 	rec.Seconds = time.Since(f.began).Seconds()
 	return found, nil
+}
+
+// fit finds the levels for size i, and the recipe with them.
+func (f *finder) fit(ctx context.Context, i int, budget int64, exact bool) (*Recipe, *record.SearchResult, error) {
+	space, err := f.spaceFor(i, budget, exact)
+	if err != nil {
+		return nil, nil, err
+	}
+	result, err := f.search(ctx, f.asked.Fit[i], space)
+	if err != nil {
+		return nil, nil, err
+	}
+	recipe, err := f.run.found(f.genes, result.Levels)
+	if err != nil {
+		return nil, nil, err
+	}
+	o := f.run.options
+	plan, err := MakePlan(ctx, recipe, Options{Workers: o.Workers, Memory: o.Memory, Cache: o.Cache})
+	if err != nil {
+		return nil, nil, fmt.Errorf("the recipe that was found for %s: %w", f.asked.Fit[i], err)
+	}
+	result.Bytes = plan.WeightBytes
+	return recipe, result, nil
 }
 
 // search finds the levels for one size.

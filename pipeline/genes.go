@@ -254,6 +254,10 @@ func (r *run) budget(genes []gene, z size) (int64, error) {
 	return s.rest + s.least + int64(z.bits*float64(r.weightCount(genes))/8), err
 }
 
+// waste is the share of a budget that candidates may leave unused where a step fits.
+// What headers are bounded from above comes on top; together that stays under .5 %.
+const waste = 0.003
+
 // spaceOf is what a search chooses from within so many bytes. What tensors take in the
 // files is bounded from above; where exact is asked for, the bound comes down to near
 // the exact size of uniform levels, so that others may come out a few bytes above it.
@@ -277,7 +281,7 @@ func (r *run) spaceOf(genes []gene, bytes int64, exact bool) (*search.Space, err
 			out[i].Levels = append(out[i].Levels, search.Level{Name: l.name, Kind: l.kind, Bytes: max(s.levels[i][k], 0), Unusable: g.usable[k]})
 		}
 	}
-	space, err := search.NewSpace(out, search.Budget{Bytes: bytes, Rest: s.rest})
+	space, err := search.NewSpace(out, search.Budget{Bytes: bytes, Rest: s.rest, Waste: waste})
 	if err != nil || !exact {
 		return space, err
 	}
@@ -287,7 +291,7 @@ func (r *run) spaceOf(genes []gene, bytes int64, exact bool) (*search.Space, err
 		return space, err
 	}
 	rest := s.rest - (space.Cost(uniform)-size)*4/5
-	near, err := search.NewSpace(out, search.Budget{Bytes: bytes, Rest: rest})
+	near, err := search.NewSpace(out, search.Budget{Bytes: bytes, Rest: rest, Waste: waste})
 	if err != nil { // there is nothing left to choose
 		return space, nil
 	}

@@ -250,8 +250,16 @@ func (r *run) budget(genes []gene, z size) (int64, error) {
 	case z.ratio > 0:
 		return int64(z.ratio * float64(r.original.ckpt.Size())), nil
 	}
-	s, err := r.sizesOf(genes, r.original.ckpt.Size())
-	return s.rest + s.least + int64(z.bits*float64(r.weightCount(genes))/8), err
+	// Offsets have as many digits as the size that comes out.
+	bytes := r.original.ckpt.Size()
+	for range 2 {
+		s, err := r.sizesOf(genes, bytes)
+		if err != nil {
+			return 0, err
+		}
+		bytes = s.rest + s.least + int64(z.bits*float64(r.weightCount(genes))/8)
+	}
+	return bytes, nil
 }
 
 // waste is the share of a budget that candidates may leave unused where a step fits.

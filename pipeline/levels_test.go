@@ -89,6 +89,15 @@ func TestSearchRefused(t *testing.T) {
 			t.Errorf("%s, %s: %v, want %q", c.rule, c.search, err, c.want)
 		}
 	}
+	for step, want := range map[string]string{
+		"{quantize: {bits: 4}}, {compensate: {budget: 2KB}}":            "rules[0].steps.compensate.budget: does not go with a search",
+		"{quantize: {method: nearest, bits: 4, awq: true, range: awq}}": "rules[0].steps.quantize.awq: does not go with a search",
+	} {
+		_, err := ParseRecipe([]byte("version: 1\nrules: [{match: a, steps: ["+step+"]}, {match: \"*\", levels: [{bits: [2, 3]}]}]\nsearch: {fit: 1KB}\n"), "")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s beside levels: %v", step, err)
+		}
+	}
 	_, err := ParseRecipe([]byte("version: 1\nrules: [{match: \"*\", levels: [{bits: [2, 3]}]}]\n"), "")
 	if err == nil || !strings.Contains(err.Error(), "rules[0].levels: need a search") {
 		t.Errorf("levels without a search: %v", err)

@@ -314,6 +314,16 @@ func (r *Recipe) checkSearch() (where, reason string) {
 	case at < 0:
 		return "search", "has nothing to choose; give a rule levels, such as levels: [{bits: [2, 3, 4]}]"
 	}
+	for i := range r.Rules {
+		_, q, c := r.Rules[i].steps()
+		switch {
+		case len(r.Rules[i].levels) > 0: // which are checked
+		case c != nil && c.Budget != "":
+			return fmt.Sprintf("rules[%d].steps.compensate.budget", i), "does not go with a search, whose size would not count it; give a rank"
+		case q != nil && q.AWQ:
+			return fmt.Sprintf("rules[%d].steps.quantize.awq", i), "does not go with a search, whose levels see the original's inputs; remove it"
+		}
+	}
 	drops := slices.ContainsFunc(r.Rules, func(rule Rule) bool { return rule.drops() != nil })
 	if drops && len(r.Remove) > 0 {
 		return "remove", "does not go with levels that drop; compress in two runs, or let the search drop alone"

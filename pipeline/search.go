@@ -343,7 +343,12 @@ func (f *finder) find(ctx context.Context) (*Found, error) {
 	}
 	found := &Found{Record: rec}
 	for i, budget := range budgets {
-		recipe, result, err := f.fit(ctx, i, budget, true)
+		z, err := parseSize(f.asked.Fit[i])
+		if err != nil {
+			return nil, err // checked before
+		}
+		// Average bits count no headers, so what these have too much is not for weights.
+		recipe, result, err := f.fit(ctx, i, budget, z.bits == 0)
 		if err == nil && result.Bytes > budget {
 			recipe, result, err = f.fit(ctx, i, budget, false)
 		}

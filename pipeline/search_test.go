@@ -93,6 +93,10 @@ func TestSearchEndToEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			var bits float64
+			if n, _ := fmt.Sscanf(result.Asked, "%f bits", &bits); n == 1 && !strings.Contains(name, "blocks") && run.Output.AverageBits > bits {
+				t.Errorf("%.4f bits on average, %g are allowed", run.Output.AverageBits, bits)
+			}
 			if run.Output.WeightBytes != result.Bytes {
 				t.Errorf("%d bytes of weights, the search said %d", run.Output.WeightBytes, result.Bytes)
 			}

@@ -26,10 +26,10 @@ func searchCommand() *cli.Command {
 levels: [{bits: [2, 3, 4]}, {keep: true}]. fettle measures the whole model with
 other levels again and again (EvoPress), within a size that counts every byte of
 the weight files, and compresses the model with the best that it finds. Sizes are
-bytes (120KB, 64MiB), a share of the source (25%), or average bits (2.5 bits).
+bytes (110KB, 64MiB), a share of the source (25%), or average bits (2.5 bits).
 
-  fettle search resnet20.th --recipe fit.yaml --fit 90KB --out OUT
-  fettle search resnet20.th --recipe fit.yaml --fit 70KB --fit 90KB --out OUTS
+  fettle search resnet20.th --recipe fit.yaml --fit 110KB --out OUT
+  fettle search resnet20.th --recipe fit.yaml --fit 100KB --fit 120KB --out OUTS
   fettle search resnet20.th --recipe fit.yaml --recipes FOUND
 
 With several sizes, --out gets a folder for each. What is done is kept in the

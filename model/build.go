@@ -22,6 +22,8 @@ type Options struct {
 	// Config is a Hugging Face folder's config.json, nil where there is none.
 	// Its model_type names the builder of a language model.
 	Config []byte
+	// Network describes a network that neither names nor a config tell.
+	Network []Node
 }
 
 // A builder makes the graph of one architecture.
@@ -42,6 +44,7 @@ func builders() []builder {
 	return []builder{
 		{name: cifarResNet, matches: isCIFARResNet, build: buildCIFARResNet},
 		{name: mlp, build: buildMLP, help: helpMLP},
+		{name: network, build: buildNetwork},
 		{name: llama, config: true, build: buildLlama, help: helpDecoder},
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
@@ -105,6 +108,9 @@ func (e *OptionError) Error() string {
 // *TensorError, *OptionError or *ConfigError when the architecture is known and
 // they do not fit it. The graph passes Check.
 func Build(tensors []loader.Tensor, o Options) (*Graph, error) {
+	if err := o.chooseNetwork(); err != nil {
+		return nil, err
+	}
 	if err := o.chooseByConfig(); err != nil {
 		return nil, err
 	}
@@ -130,9 +136,21 @@ func Build(tensors []loader.Tensor, o Options) (*Graph, error) {
 		}
 	}
 	if e.Help == "" && o.Architecture == "" {
-		e.Help = "set the architecture if it is one of these under other names"
+		e.Help = "set the architecture if it is one of these under other names, or describe the network in the recipe (`model: {network: …}`)"
 	}
 	return nil, e
+}
+
+// chooseNetwork sets the architecture where there is a description.
+func (o *Options) chooseNetwork() error {
+	if o.Network == nil {
+		return nil
+	}
+	if o.Architecture != "" && o.Architecture != network {
+		return &OptionError{o.Architecture, "architecture", "stands beside a description of the network: leave one of them out"}
+	}
+	o.Architecture = network
+	return nil
 }
 
 // tensorSet hands out tensors by name and remembers which were taken. The

@@ -258,11 +258,16 @@ func sourceConfig(path string) []byte {
 func (r *Recipe) modelOptions(config []byte) model.Options {
 	return model.Options{
 		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape, Config: config,
+		Network: r.Model.nodes(),
 	}
 }
 
 func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
 	graph, err := model.Build(tensors, r.modelOptions(config))
+	if bad, ok := errors.AsType[*model.NetworkError](err); ok {
+		where := fmt.Sprintf("model.network[%d]", bad.Node)
+		return nil, &RecipeError{File: r.file, Line: r.lines.line(where), Where: where, Reason: bad.Name + ": " + bad.Problem}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
 	}

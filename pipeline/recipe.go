@@ -36,6 +36,7 @@ type Recipe struct {
 	Evaluate    *Data    `yaml:"evaluate"`
 	file        string   // path as given, for messages; may be empty
 	text        string   // the YAML, whole
+	lines       *document
 }
 
 // Model names the checkpoint and says what its tensors cannot.
@@ -44,6 +45,7 @@ type Model struct {
 	Architecture string `yaml:"architecture"` // "" recognises it from names and shapes
 	Activation   string `yaml:"activation"`   // of an mlp
 	Input        Input  `yaml:"input"`
+	Network      []Node `yaml:"network"` // of a network that names cannot tell
 }
 
 // Input is what the model expects of its samples.
@@ -212,6 +214,7 @@ func ParseRecipe(text []byte, file string) (*Recipe, error) {
 		err.File = file
 		return nil, err
 	}
+	r.lines = doc
 	if where, reason := r.check(); reason != "" {
 		return nil, &RecipeError{File: file, Line: doc.line(where), Where: where, Reason: reason}
 	}
@@ -251,6 +254,11 @@ func (r *Recipe) check() (where, reason string) {
 	}
 	if reason := oneOf(&r.Sequential, "value", "none"); reason != "" {
 		return "sequential", reason
+	}
+	for i := range r.Model.Network {
+		if reason := r.Model.Network[i].check(); reason != "" {
+			return fmt.Sprintf("model.network[%d]", i), reason
+		}
 	}
 	if reason := oneOf(&r.OnFallback, "warn", "fail", "allow"); reason != "" {
 		return "on_fallback", reason

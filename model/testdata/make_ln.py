@@ -402,13 +402,13 @@ def main():
                         False, "out_proj", False, "attn", ["mlp.fc_in", "mlp.fc_out"], True, head_bias=True),
           lambda t, ids: gptj(j, t, ids))
 
-    base = {**common, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    base = {**common, "hidden_size": 32, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "layer_norm_eps": 1e-5, "max_position_embeddings": 32, "partial_rotary_factor": .5,
             "rope_theta": 400.0, "tie_word_embeddings": False}
     p = {**base, "architectures": ["PhiForCausalLM"], "model_type": "phi", "hidden_act": "gelu_new",
          "qk_layernorm": False, "rope_scaling": {"type": "linear", "factor": 1.5}}
     write(folder, "phi", p,
-          split_weights(23, blocks("model.layers.", 2), 16, 4, 4, 2, 24, ["input_layernorm"], "model.embed_tokens",
+          split_weights(23, blocks("model.layers.", 2), 32, 8, 4, 2, 12, ["input_layernorm"], "model.embed_tokens",
                         "model.final_layernorm", True, "dense", True, "self_attn", ["mlp.fc1", "mlp.fc2"], True,
                         head_bias=True),
           lambda t, ids: phi(p, t, ids))
@@ -419,7 +419,7 @@ def main():
     for name, config, seed, norms in (("stablelm", s, 24, ["input_layernorm", "post_attention_layernorm"]),
                                       ("stablelm-parallel", beside, 25, ["input_layernorm"])):
         write(folder, name, config,
-              split_weights(seed, blocks("model.layers.", 2), 16, 4, 4, 2, 24, norms, "model.embed_tokens", "model.norm",
+              split_weights(seed, blocks("model.layers.", 2), 32, 8, 4, 2, 12, norms, "model.embed_tokens", "model.norm",
                             config["use_qkv_bias"], "o_proj", False, "self_attn", gated, False,
                             head=not config["tie_word_embeddings"]),
               lambda t, ids, c=config: stablelm(c, t, ids))

@@ -61,8 +61,10 @@ func TestInterleavedAttentionWithALiBi(t *testing.T) {
 	for _, shape := range [][3]int{{6, 2, 5}, {4, 4, 3}, {3, 1, 8}} {
 		a := &Attention{Heads: shape[0], KVHeads: shape[1], HeadDim: shape[2], Scale: .4, Causal: true, Interleaved: true, ALiBi: &ALiBi{Factor: .7}}
 		q, kv := a.widths()
-		g := &Graph{Values: []Value{{"qkv", []int{q + 2*kv}}, {"y", []int{q}}}, Output: 1,
-			Ops: []Op{{Kind: Attend, Name: "attention", Inputs: []int{0}, Output: 1, Attention: a}}}
+		g := &Graph{
+			Values: []Value{{"qkv", []int{q + 2*kv}}, {"y", []int{q}}}, Output: 1,
+			Ops: []Op{{Kind: Attend, Name: "attention", Inputs: []int{0}, Output: 1, Attention: a}},
+		}
 		n := keyTile + 30
 		x := batch(r, n+3, q+2*kv)
 		x.Lengths = []int{3, n}

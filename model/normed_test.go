@@ -297,3 +297,41 @@ func TestNormedRemainders(t *testing.T) {
 		t.Errorf("own %q", m.Own)
 	}
 }
+
+// Each option of a family changes what its folder computes: were it read wrongly,
+// the comparison with PyTorch would notice.
+func TestNormedOptionsMatter(t *testing.T) {
+	for _, s := range []struct {
+		model string
+		edit  keys
+	}{
+		{"opt", keys{"activation_function": "gelu"}},
+		{"opt-post", keys{"activation_function": "relu"}},
+		{"gpt-neox", keys{"use_parallel_residual": false}},
+		{"gpt-neox", keys{"rotary_pct": .25}},
+		{"gpt-neox", keys{"rotary_emb_base": 10000}},
+		{"gpt-neox", keys{"rope_scaling": nil}},
+		{"gpt-neox-row", keys{"use_parallel_residual": true}},
+		{"gpt-neox-row", keys{"rope_parameters": keys{"rope_type": "default", "rope_theta": 300}}},
+		{"falcon", keys{"alibi": true}},
+		{"falcon", keys{"rope_theta": 500}},
+		{"falcon-one-norm", keys{"rope_theta": 500}},
+		{"falcon-alibi", keys{"alibi": false}},
+		{"falcon-grouped", keys{"activation": "relu"}},
+		{"bloom", keys{"apply_residual_connection_post_layernorm": true}},
+		{"bloom-options", keys{"apply_residual_connection_post_layernorm": false}},
+		{"gptj", keys{"rotary_dim": 4}},
+		{"phi", keys{"partial_rotary_factor": .25}},
+		{"stablelm", keys{"partial_rotary_factor": 1}},
+	} {
+		c, config, x, want := tiny(t, s.model)
+		y := forward(t, NewExecutor(buildTiny(t, c, edit(t, config, s.edit)), nil, Stored(c)), x)
+		worst := 0.0
+		for i, v := range want {
+			worst = max(worst, math.Abs(float64(y.Data[i])-v)/(1+math.Abs(v)))
+		}
+		if worst < 5e-4 {
+			t.Errorf("%s with %v: the logits change by %.1e", s.model, s.edit, worst)
+		}
+	}
+}

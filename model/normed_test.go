@@ -244,7 +244,7 @@ func TestNormedRemovalErrors(t *testing.T) {
 		{"opt-post", BlockSite, "layers.0", "stands in the residual stream"},
 		{"bloom-options", BlockSite, "h.1", "stands in the residual stream"},
 		{"opt-post", ChannelSite, "project_in", "residual stream"},
-		{"opt-bare", ChannelSite, "project_out", "outside of the blocks"},
+		{"opt-bare", ChannelSite, "project_out", "part of no block"},
 	} {
 		c, config, _, _ := tiny(t, s.model)
 		_, err := buildTiny(t, c, config).Site(s.kind, s.site)

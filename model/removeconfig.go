@@ -73,40 +73,12 @@ func (r *remover) shapesLeft() []BlockShape {
 		if op.Kind != Add {
 			continue
 		}
-		if inner := r.innerOf(i); inner >= 0 {
+		if s, err := r.g.sublayerSite(i); err == nil && s.Kind == MLPSite {
+			inner := r.g.Ops[s.Ops[len(s.Ops)-2]].Inputs[0] // of the layer that the sum adds
 			shapes[at].Channels = r.g.Values[inner].Shape[0] - r.lostInputs(inner)
 		}
 	}
 	return shapes
-}
-
-// innerOf returns the value that the last layer of the MLP reads which a sum adds;
-// −1 where it adds none.
-func (r *remover) innerOf(sum int) int {
-	s, err := r.g.sublayerSite(sum)
-	if err != nil || s.Kind != MLPSite {
-		return -1
-	}
-	inner := -1
-	for _, i := range s.Ops {
-		if r.g.Ops[i].IsLayer() {
-			inner = r.g.Ops[i].Inputs[0]
-		}
-	}
-	return inner
-}
-
-// channels returns how many channels the MLP of a block that stays had.
-func (r *remover) channels(block int) int {
-	for i := range r.g.Ops {
-		if r.g.Ops[i].Kind != Add || r.g.Ops[i].Block != r.keep[block] {
-			continue
-		}
-		if inner := r.innerOf(i); inner >= 0 {
-			return r.g.Values[inner].Shape[0]
-		}
-	}
-	return 0
 }
 
 // lostInputs returns how many of a value's numbers the layers that read it lose.
@@ -208,7 +180,7 @@ func (r *remover) uneven(shapes []BlockShape, keys *sizeKeys, heads int) string 
 				i, s.Heads, s.KVHeads, s.Channels, shapes[0].Heads, shapes[0].KVHeads, shapes[0].Channels)
 		case keys.headDim == "" && s.Heads != heads:
 			return fmt.Sprintf("a config.json of %s cannot say that there are fewer heads of the same size", r.g.Architecture)
-		case keys.channels == "" && s.Channels != r.channels(i):
+		case keys.channels == "" && s.Channels != 4*r.g.Ops[0].Embedding.Width: // BLOOM, its MLPs as they were
 			return fmt.Sprintf("a config.json of %s cannot say how many channels an MLP has", r.g.Architecture)
 		}
 	}

@@ -236,6 +236,15 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 		return nil, &RemovalError{BlockSite, g.Ops[sum].Name, "it is part of no numbered block"}
 	}
 	if s.Block >= 0 {
+		for i := range g.Ops {
+			if g.Ops[i].Kind == Add && g.Ops[i].Block == s.Block {
+				part, err := g.sublayerSite(i)
+				if err != nil {
+					return nil, err
+				}
+				s.Ops = append(s.Ops, part.Ops...)
+			}
+		}
 		return s, g.wholeBlock(s)
 	}
 	ops, skip, err := g.branch(sum)
@@ -385,8 +394,8 @@ func (g *Graph) channelSite(i int) (*Site, error) {
 	if problem == "" && len(w.site.Consumers) == 0 {
 		problem = "no layer reads them"
 	}
-	if problem == "" && op.Block < 0 && g.Ops[0].Kind == Embed {
-		problem = "it stands outside of the blocks, and config.json has one width for the embedding and the head"
+	if problem == "" && op.Block < 0 && slices.ContainsFunc(g.Ops, func(o Op) bool { return o.Block >= 0 }) {
+		problem = "it is part of no block, and its size is the hidden size, which all layers share"
 	}
 	if problem != "" {
 		return nil, &RemovalError{ChannelSite, op.Name, problem}

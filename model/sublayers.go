@@ -73,18 +73,9 @@ func (g *Graph) sublayerName(layer, sum int) string {
 	return name
 }
 
-// wholeBlock returns the operations of a decoder's block, and fails where its
-// sublayers are not all of it.
+// wholeBlock adds to a block's sublayers the normalizations that they share, and
+// fails where that is not all of it.
 func (g *Graph) wholeBlock(s *Site) error {
-	for i := range g.Ops {
-		if g.Ops[i].Kind == Add && g.Ops[i].Block == s.Block {
-			part, err := g.sublayerSite(i)
-			if err != nil {
-				return err
-			}
-			s.Ops = append(s.Ops, part.Ops...)
-		}
-	}
 	s.Ops = append(s.Ops, g.unread(func(i int) bool { return slices.Contains(s.Ops, i) })...)
 	slices.Sort(s.Ops)
 	for i := range g.Ops {

@@ -49,6 +49,13 @@ func builders() []builder {
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
 		{name: gpt2, config: true, build: buildGPT2},
+		{name: opt, config: true, build: buildOPT},
+		{name: gptNeoX, config: true, build: buildGPTNeoX},
+		{name: falcon, config: true, build: buildFalcon},
+		{name: bloom, config: true, build: buildBLOOM},
+		{name: gptJ, config: true, build: buildGPTJ},
+		{name: phi, config: true, build: buildPhi},
+		{name: stableLM, config: true, build: buildStableLM},
 	}
 }
 

@@ -183,7 +183,7 @@ func (c *config) common(class string) {
 	if c.set("quantization_config") {
 		c.fail("quantization_config", "the checkpoint is quantized already: give the one that it was made from")
 	}
-	if c.set("auto_map") {
+	if c.set("auto_map") && c.architecture != falcon { // whose repositories still have the code that became Transformers' own
 		c.fail("auto_map", "the model is defined by code of its own, which is not run")
 	}
 	only(c, "is_encoder_decoder", false)

@@ -104,25 +104,24 @@ func (o *Op) Groups() int {
 
 // Tensors lists the tensors that the operation reads.
 func (o *Op) Tensors() []string {
-	var names []string
-	for _, name := range []string{o.Weight, o.Bias} {
-		if name != "" {
-			names = append(names, name)
-		}
-	}
+	names := appendNamed(nil, o.Weight, o.Bias)
 	if b := o.BatchNorm; b != nil {
 		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
 	}
 	if t := o.Embedding; t != nil {
-		names = append(names, t.Table)
-		if t.Positions != "" {
-			names = append(names, t.Positions)
-		}
+		names = appendNamed(names, t.Table, t.Positions)
 	}
 	if n := o.Norm; n != nil {
-		names = append(names, n.Weight)
-		if n.Bias != "" {
-			names = append(names, n.Bias)
+		names = appendNamed(names, n.Weight, n.Bias)
+	}
+	return names
+}
+
+// appendNamed appends those names that are not "".
+func appendNamed(names []string, more ...string) []string {
+	for _, name := range more {
+		if name != "" {
+			names = append(names, name)
 		}
 	}
 	return names
@@ -310,12 +309,12 @@ func (g *Graph) Tied(i int) bool {
 	return false
 }
 
-// NormBefore returns the normalization over a token's vector that writes a value
-// and whose tensors no other operation reads, so that a factor for each channel
+// NormBefore returns the normalization over a token's vector that writes a value,
+// has a weight, and whose tensors no other operation reads, so that a factor for each channel
 // of the value can go into them; nil where there is none, and for the output.
 func (g *Graph) NormBefore(value int) *Op {
 	at := slices.IndexFunc(g.Ops, func(o Op) bool { return o.Output == value })
-	if at < 0 || g.Ops[at].Norm == nil || value == g.Output {
+	if at < 0 || g.Ops[at].Norm == nil || g.Ops[at].Norm.Weight == "" || value == g.Output {
 		return nil
 	}
 	for j := range g.Ops {

@@ -60,6 +60,9 @@ func Remove(g *Graph, tensors []loader.Tensor, o Options, removals []Removal) (*
 			return nil, err
 		}
 	}
+	for _, i := range g.unread(func(i int) bool { return r.gone[i] }) {
+		r.gone[i] = true
+	}
 	if err := r.renumber(); err != nil {
 		return nil, err
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // sizeKeys are the config keys of a family of decoders that say how large its
-// parts are; "" where it has none.
+// parts are; "" where it has none. After a space stands another name of the key.
 type sizeKeys struct{ blocks, heads, kvHeads, headDim, channels string }
 
 // familyKeys returns the keys of a decoder, nil for other architectures.
@@ -15,10 +15,29 @@ func familyKeys(architecture string) *sizeKeys {
 	switch architecture {
 	case llama, mistral, qwen2:
 		return &sizeKeys{"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"}
-	case gpt2:
+	case gpt2, gptJ:
 		return &sizeKeys{blocks: "n_layer", heads: "n_head", channels: "n_inner"}
+	case opt:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "ffn_dim"}
+	case gptNeoX, phi, stableLM:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "intermediate_size"}
+	case falcon:
+		return &sizeKeys{blocks: "num_hidden_layers n_layer", heads: "num_attention_heads n_head", channels: "ffn_hidden_size"}
+	case bloom:
+		return &sizeKeys{blocks: "n_layer num_hidden_layers", heads: "n_head num_attention_heads"}
 	}
 	return nil
+}
+
+// in returns the keys by the names that a config has.
+func (k *sizeKeys) in(c *config) *sizeKeys {
+	found := *k
+	for _, key := range []*string{&found.blocks, &found.heads} {
+		if name, other, ok := strings.Cut(*key, " "); ok {
+			*key = c.either(name, other)
+		}
+	}
+	return &found
 }
 
 // numbered reports whether what a block computes depends on its number, so that
@@ -29,6 +48,7 @@ func (r *remover) numbered() (fixed bool, layers int, err error) {
 		return false, 0, nil
 	}
 	c := newConfig(r.g.Architecture, r.options.Config)
+	keys = keys.in(c)
 	fixed = get(c, "scale_attn_by_inverse_layer_idx", false)
 	layers = c.count(keys.blocks, 0)
 	return fixed, layers, c.err
@@ -79,7 +99,7 @@ func (r *remover) config() (text []byte, own string, err error) {
 		return r.options.Config, "", nil
 	}
 	c := newConfig(r.g.Architecture, r.options.Config)
-	if c.err != nil {
+	if keys = keys.in(c); c.err != nil {
 		return nil, "", c.err
 	}
 	put := func(key string, value any) {
@@ -133,7 +153,9 @@ func (r *remover) config() (text []byte, own string, err error) {
 			put(keys.heads, all.Heads)
 			put(keys.kvHeads, all.KVHeads)
 		}
-		put(keys.channels, all.Channels)
+		if keys.channels != "" {
+			put(keys.channels, all.Channels)
+		}
 	}
 	if err != nil {
 		return nil, "", err
@@ -148,7 +170,7 @@ func (r *remover) uneven(shapes []BlockShape, keys *sizeKeys, heads int) string 
 	for i, s := range shapes {
 		switch {
 		case s.Heads == 0 && s.Channels == 0:
-			return fmt.Sprintf("block %d is gone but keeps its number, on which the scale of attention depends", i)
+			return fmt.Sprintf("block %d has neither attention nor MLP, but keeps its number or its normalizations", i)
 		case s.Heads == 0:
 			return fmt.Sprintf("block %d has no attention", i)
 		case s.Channels == 0:
@@ -158,6 +180,8 @@ func (r *remover) uneven(shapes []BlockShape, keys *sizeKeys, heads int) string 
 				i, s.Heads, s.KVHeads, s.Channels, shapes[0].Heads, shapes[0].KVHeads, shapes[0].Channels)
 		case keys.headDim == "" && s.Heads != heads:
 			return fmt.Sprintf("a config.json of %s cannot say that there are fewer heads of the same size", r.g.Architecture)
+		case keys.channels == "" && s.Channels != 4*r.g.Ops[0].Embedding.Width: // BLOOM, its MLPs as they were
+			return fmt.Sprintf("a config.json of %s cannot say how many channels an MLP has", r.g.Architecture)
 		}
 	}
 	return ""

@@ -183,15 +183,15 @@ func (g *Graph) branch(sum int) (ops []int, skip int, err error) {
 	return nil, 0, bad
 }
 
-// between returns the operations from one value back to another, in order; false
-// where they read more than that.
-func (g *Graph) between(by []int, from, back int) ([]int, bool) {
+// between returns the operations from one value back to others, in order; false
+// where they read more than those.
+func (g *Graph) between(by []int, from int, back ...int) ([]int, bool) {
 	var ops []int
 	todo := []int{from}
 	for len(todo) > 0 {
 		v := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if v == back {
+		if slices.Contains(back, v) {
 			continue
 		}
 		if by[v] < 0 {
@@ -209,21 +209,21 @@ func (g *Graph) between(by []int, from, back int) ([]int, bool) {
 // sublayerSite returns the attention or MLP sublayer that a sum adds to the
 // residual stream.
 func (g *Graph) sublayerSite(sum int) (*Site, error) {
-	ops, _, err := g.branch(sum)
+	if g.Ops[sum].Block < 0 {
+		return nil, &RemovalError{MLPSite, strings.TrimSuffix(stemOf(g.Ops[sum].Name), "."), "it is of no transformer block; a residual block of convolutions goes as a block"}
+	}
+	ops, err := g.term(sum)
 	if err != nil {
 		return nil, err
 	}
 	s := &Site{Kind: MLPSite, Block: g.Ops[sum].Block, Units: 1, Run: 1, Ops: ops}
 	for _, i := range ops {
 		if g.Ops[i].IsLayer() {
-			s.Name = parentOf(g.Ops[i].Name)
+			s.Name = g.sublayerName(i, sum)
 		}
 		if g.Ops[i].Attention != nil {
 			s.Kind = AttentionSite
 		}
-	}
-	if s.Block < 0 {
-		return nil, &RemovalError{s.Kind, s.Name, "it is a residual block of convolutions: remove it as a block"}
 	}
 	return s, g.checkOwned(s)
 }
@@ -245,7 +245,7 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 				s.Ops = append(s.Ops, part.Ops...)
 			}
 		}
-		return s, nil
+		return s, g.wholeBlock(s)
 	}
 	ops, skip, err := g.branch(sum)
 	if err != nil {
@@ -298,6 +298,9 @@ func (g *Graph) headSite(i int, kind SiteKind) (*Site, error) {
 	refuse := func(format string, args ...any) (*Site, error) {
 		return nil, &RemovalError{kind, op.Name, fmt.Sprintf(format, args...)}
 	}
+	if a.ALiBi != nil {
+		return refuse("a head's slope of ALiBi follows from its number and how many there are: remove the whole attention")
+	}
 	q, kv := a.widths()
 	slice := func(layer, offset, size int) {
 		l := &g.Ops[layer]
@@ -313,6 +316,15 @@ func (g *Graph) headSite(i int, kind SiteKind) (*Site, error) {
 			return refuse("value %s is not written by a linear layer for this attention alone", g.Values[v].Name)
 		}
 		offset, size := 0, a.HeadDim
+		if a.Interleaved {
+			if kind == QueryHeadSite && share > 1 {
+				return refuse("they stand between keys in %s: remove them as kv_group", g.Ops[by[v]].Name)
+			}
+			if part == 0 && kind == KVGroupSite {
+				slice(by[v], 0, (share+2)*a.HeadDim)
+			}
+			continue
+		}
 		if len(op.Inputs) == 1 {
 			offset = []int{0, q, q + kv}[part]
 		}
@@ -381,6 +393,9 @@ func (g *Graph) channelSite(i int) (*Site, error) {
 	}
 	if problem == "" && len(w.site.Consumers) == 0 {
 		problem = "no layer reads them"
+	}
+	if problem == "" && op.Block < 0 && slices.ContainsFunc(g.Ops, func(o Op) bool { return o.Block >= 0 }) {
+		problem = "it is part of no block, and its size is the hidden size, which all layers share"
 	}
 	if problem != "" {
 		return nil, &RemovalError{ChannelSite, op.Name, problem}

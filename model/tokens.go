@@ -129,7 +129,7 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	for s, n := range x.Lengths {
 		for p := range n {
 			id := x.Tokens[len(positions)]
-			if int64(id) >= int64(t.Rows) {
+			if t.Table != "" && int64(id) >= int64(t.Rows) {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.Rows}
 			}
 			if t.Positions != "" && p >= t.MaxPositions {
@@ -138,23 +138,28 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 			positions = append(positions, p)
 		}
 	}
-	tokens, err := e.table(t.Table, t.Rows, t.Width)
-	if err != nil {
-		return err
+	if t.Table != "" {
+		tokens, err := e.table(t.Table, t.Rows, t.Width)
+		if err != nil {
+			return err
+		}
+		err = e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
+			return tokens(int(x.Tokens[r]), y.Data[r*t.Width:][:t.Width])
+		})
+		if err != nil {
+			return err
+		}
 	}
-	err = e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
-		return tokens(int(x.Tokens[r]), y.Data[r*t.Width:][:t.Width])
-	})
-	if err != nil || t.Positions == "" {
-		return err
+	if t.Positions == "" {
+		return nil
 	}
-	learned, err := e.read(t.Positions, t.MaxPositions*t.Width)
+	learned, err := e.read(t.Positions, (t.MaxPositions+t.PositionOffset)*t.Width)
 	if err != nil {
 		return err
 	}
 	return e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
 		row := y.Data[r*t.Width:][:t.Width]
-		vec.Add(row, row, learned[positions[r]*t.Width:])
+		vec.Add(row, row, learned[(positions[r]+t.PositionOffset)*t.Width:])
 		return nil
 	})
 }
@@ -174,11 +179,13 @@ func (e *Executor) table(name string, rows, width int) (func(row int, dst []floa
 // norm computes RMSNorm or LayerNorm; means and variances are sums in float64.
 func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 	width := x.Shape[1]
-	weight, err := e.read(o.Norm.Weight, width)
-	if err != nil {
-		return err
+	var weight, bias []float32
+	var err error
+	if o.Norm.Weight != "" {
+		if weight, err = e.read(o.Norm.Weight, width); err != nil {
+			return err
+		}
 	}
-	var bias []float32
 	if o.Norm.Bias != "" {
 		if bias, err = e.read(o.Norm.Bias, width); err != nil {
 			return err
@@ -194,7 +201,9 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 			src = dst
 		}
 		vec.Scale(dst, src, float32(1/math.Sqrt(vec.SumSquares(src)/float64(width)+o.Norm.Eps)))
-		vec.Mul(dst, dst, weight)
+		if weight != nil {
+			vec.Mul(dst, dst, weight)
+		}
 		if bias != nil {
 			vec.Add(dst, dst, bias)
 		}

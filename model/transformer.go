@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // Embedding turns token ids into vectors.
@@ -12,22 +13,32 @@ type Embedding struct {
 	Table string `json:"table"` // the tensor of Rows × Width
 	Rows  int    `json:"rows"`  // the vocabulary's size
 	Width int    `json:"width"`
-	// Positions names learned positions, MaxPositions × Width, of which row p
-	// is added to token p of a sequence; "" for none.
-	Positions    string `json:"positions,omitempty"`
-	MaxPositions int    `json:"max_positions,omitempty"`
+	// Positions names learned positions, of which row p + PositionOffset is added
+	// to token p of a sequence; "" for none. The tensor is (MaxPositions +
+	// PositionOffset) × Width. With Table "" the positions stand alone.
+	Positions      string `json:"positions,omitempty"`
+	MaxPositions   int    `json:"max_positions,omitempty"`
+	PositionOffset int    `json:"position_offset,omitempty"`
 }
 
 func (t *Embedding) String() string {
-	text := fmt.Sprintf("%s, %d rows", t.Table, t.Rows)
+	var parts []string
+	if t.Table != "" {
+		parts = append(parts, fmt.Sprintf("%s, %d rows", t.Table, t.Rows))
+	}
 	if t.Positions != "" {
-		text += fmt.Sprintf(", plus %s, %d rows", t.Positions, t.MaxPositions)
+		parts = append(parts, fmt.Sprintf("%s, %d rows", t.Positions, t.MaxPositions))
+	}
+	text := strings.Join(parts, ", plus ")
+	if t.PositionOffset > 0 {
+		text += fmt.Sprintf(" from %d on", t.PositionOffset)
 	}
 	return text
 }
 
 func (t *Embedding) outputShape(x []int) ([]int, error) {
-	if t == nil || t.Table == "" || size([]int{t.Rows, t.Width}) == 0 || (t.Positions != "") != (t.MaxPositions > 0) {
+	if t == nil || t.Table == "" && t.Positions == "" || (t.Table != "") != (t.Rows > 0) || size([]int{max(t.Rows, 1), t.Width}) == 0 ||
+		(t.Positions != "") != (t.MaxPositions > 0) || t.PositionOffset < 0 || t.PositionOffset > maxCount || t.Positions == "" && t.PositionOffset > 0 {
 		return nil, fmt.Errorf("embedding %+v", t)
 	}
 	if !slices.Equal(x, []int{1}) {
@@ -39,13 +50,13 @@ func (t *Embedding) outputShape(x []int) ([]int, error) {
 // Norm names the tensors of a normalization over a token's vector: Zhang and
 // Sennrich 2019 for RMSNorm, Ba et al. 2016 for LayerNorm.
 type Norm struct {
-	Weight string  `json:"weight"`
+	Weight string  `json:"weight"`         // "" for a LayerNorm without parameters
 	Bias   string  `json:"bias,omitempty"` // LayerNorm's, "" for none
 	Eps    float64 `json:"eps"`
 }
 
 func (n *Norm) check(kind OpKind, x []int) error {
-	if n == nil || n.Weight == "" || (n.Bias != "" && kind != LayerNorm) || !(n.Eps >= 0 && n.Eps < math.MaxFloat32) {
+	if n == nil || ((n.Weight == "" || n.Bias != "") && kind != LayerNorm) || (n.Weight == "" && n.Bias != "") || !(n.Eps >= 0 && n.Eps < math.MaxFloat32) {
 		return fmt.Errorf("%s needs its weight and a finite eps ≥ 0", kind)
 	}
 	if len(x) != 1 {
@@ -57,7 +68,9 @@ func (n *Norm) check(kind OpKind, x []int) error {
 // Attention is scaled dot-product attention (Vaswani et al. 2017, section 3.2)
 // of Heads queries to KVHeads keys and values, each of HeadDim numbers; Heads /
 // KVHeads neighbouring queries share a key (Ainslie et al. 2023). The inputs
-// are q, k and v, or one value that holds the three side by side.
+// are q, k and v, or one value that holds the three: all queries, all keys and
+// all values side by side, or, where Interleaved, for each head of keys its
+// queries, the key and the value.
 type Attention struct {
 	Heads   int     `json:"heads"`
 	KVHeads int     `json:"kv_heads"`
@@ -68,6 +81,9 @@ type Attention struct {
 	Causal bool  `json:"causal,omitempty"`
 	Window int   `json:"window,omitempty"`
 	Rope   *Rope `json:"rope,omitempty"` // nil: no rotation
+
+	Interleaved bool   `json:"interleaved,omitempty"`
+	ALiBi       *ALiBi `json:"alibi,omitempty"` // nil: no bias
 }
 
 // widths returns how many numbers a token's queries and its keys have.
@@ -84,6 +100,12 @@ func (a *Attention) String() string {
 	if a.Rope != nil {
 		text += ", " + a.Rope.String()
 	}
+	if a.ALiBi != nil {
+		text += ", " + a.ALiBi.String()
+	}
+	if a.Interleaved {
+		text += ", q, k and v of one head after those of another"
+	}
 	return text
 }
 
@@ -99,6 +121,12 @@ func (a *Attention) outputShape(in [][]int) ([]int, error) {
 	}
 	if err := a.Rope.check(a.HeadDim); err != nil {
 		return nil, err
+	}
+	if err := a.ALiBi.check(a); err != nil {
+		return nil, err
+	}
+	if a.Interleaved && len(in) != 1 {
+		return nil, errors.New("attention of q, k and v that are interleaved but not in one value")
 	}
 	q, kv := a.widths()
 	want := [][]int{{q}, {kv}, {kv}}

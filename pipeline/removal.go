@@ -98,9 +98,10 @@ func tensorsOf(op *model.Op) []string {
 		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
 	}
 	if n := op.Norm; n != nil {
-		names = append(names, n.Weight)
-		if n.Bias != "" {
-			names = append(names, n.Bias)
+		for _, name := range []string{n.Weight, n.Bias} {
+			if name != "" {
+				names = append(names, name)
+			}
 		}
 	}
 	return names

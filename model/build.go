@@ -46,6 +46,13 @@ func builders() []builder {
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
 		{name: gpt2, config: true, build: buildGPT2},
+		{name: bert, config: true, build: buildBERT},
+		{name: roberta, config: true, build: buildRoBERTa},
+		{name: xlmRoberta, config: true, build: buildXLMRoBERTa},
+		{name: electra, config: true, build: buildELECTRA},
+		{name: distilbert, config: true, build: buildDistilBERT},
+		{name: vit, config: true, build: buildViT},
+		{name: whisper, config: true, build: buildWhisper},
 	}
 }
 

@@ -47,6 +47,11 @@ const (
 	SiLUMul   OpKind = "silu_mul"  // a/(1 + e⁻ᵃ)·b
 	GELU      OpKind = "gelu"      // x·Φ(x), Φ being the normal distribution
 	GELUTanh  OpKind = "gelu_tanh" // x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
+
+	// Those of encoders. Values of tokens × width hold a whole sequence, and
+	// linear layers, normalizations and attention take both.
+	ToTokens   OpKind = "tokens"      // the positions of an image as tokens, after those of Sequence, plus positions
+	FirstToken OpKind = "first_token" // the first token of each sequence
 )
 
 // Op is one operation of a graph. Inputs and Output are indices into
@@ -79,6 +84,7 @@ type Op struct {
 	Embedding   *Embedding    `json:"embedding,omitempty"`    // Embed
 	Norm        *Norm         `json:"norm,omitempty"`         // RMSNorm, LayerNorm
 	Attention   *Attention    `json:"attention,omitempty"`    // Attend
+	Sequence    *Sequence     `json:"sequence,omitempty"`     // ToTokens
 }
 
 // BatchNorm names the tensors of a batch normalization in inference, one
@@ -118,6 +124,12 @@ func (o *Op) Tensors() []string {
 		if t.Positions != "" {
 			names = append(names, t.Positions)
 		}
+		if t.Types != "" {
+			names = append(names, t.Types)
+		}
+	}
+	if s := o.Sequence; s != nil {
+		names = append(names, s.tensors()...)
 	}
 	if n := o.Norm; n != nil {
 		names = append(names, n.Weight)
@@ -155,9 +167,12 @@ type Graph struct {
 	Values       []Value   `json:"values"`
 	Ops          []Op      `json:"ops"`
 	Input        int       `json:"input"`  // the value that samples are given as
-	Output       int       `json:"output"` // the logits
+	Output       int       `json:"output"` // the logits, or what Task says
 	Normalize    Normalize `json:"normalize"`
 
+	// Task says what the output is, where it is neither an image's logits nor
+	// those of a next token.
+	Task Task `json:"task,omitempty"`
 	// Context is the longest sequence that a language model was made for, in
 	// tokens; 0 for other models.
 	Context int `json:"context,omitempty"`
@@ -267,7 +282,7 @@ type Segment struct{ From, To int }
 // see Head.
 func (g *Graph) Segments() []Segment {
 	end := len(g.Ops)
-	if end > 0 && g.Ops[end-1].Kind == Linear && g.Ops[0].Kind == Embed {
+	if end > 0 && g.Ops[end-1].Kind == Linear && g.Ops[end-1].Output == g.Output && g.Ops[0].Kind == Embed {
 		end--
 	}
 	var segments []Segment
@@ -384,6 +399,8 @@ func (o *Op) detail() string {
 		return o.Embedding.String()
 	case o.Attention != nil:
 		return o.Attention.String()
+	case o.Sequence != nil:
+		return o.Sequence.String()
 	case o.Transposed:
 		return "stored as inputs × outputs"
 	}

@@ -17,6 +17,12 @@ func familyKeys(architecture string) *sizeKeys {
 		return &sizeKeys{"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"}
 	case gpt2:
 		return &sizeKeys{blocks: "n_layer", heads: "n_head", channels: "n_inner"}
+	case bert, roberta, xlmRoberta, electra, vit:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "intermediate_size"}
+	case distilbert:
+		return &sizeKeys{blocks: "n_layers", heads: "n_heads", channels: "hidden_dim"}
+	case whisper:
+		return &sizeKeys{blocks: "encoder_layers", heads: "encoder_attention_heads", channels: "encoder_ffn_dim"}
 	}
 	return nil
 }

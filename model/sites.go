@@ -425,7 +425,7 @@ func (w *channelWalk) value(v int) (problem string) {
 			problem = w.cross(r, v, width)
 		case l.Groups() > 1:
 			problem = fmt.Sprintf("%s reads them in groups", l.Name)
-		case l.Kind == Linear && len(w.g.Values[v].Shape) > 1:
+		case l.Kind == Linear && len(w.g.Values[v].Shape) > 2:
 			problem = fmt.Sprintf("%s reads another axis than theirs", l.Name)
 		default:
 			columns := width
@@ -460,7 +460,7 @@ func (w *channelWalk) cross(i, v, width int) (problem string) {
 		switch {
 		case o.Groups() > 1:
 			return fmt.Sprintf("%s writes them in groups", o.Name)
-		case width != 1 || o.Outputs != w.site.Units || (o.Kind == Linear && len(w.g.Values[v].Shape) > 1):
+		case width != 1 || o.Outputs != w.site.Units || (o.Kind == Linear && len(w.g.Values[v].Shape) > 2):
 			return fmt.Sprintf("%s writes them in another way", o.Name)
 		}
 		w.site.Slices = append(w.site.Slices, Slice{o.Weight, o.outputAxis(), 0, 1})
@@ -473,7 +473,7 @@ func (w *channelWalk) cross(i, v, width int) (problem string) {
 	case ReLU, LeakyReLU, Sigmoid, Tanh, GELU, GELUTanh, SiLUMul, GlobalAvgPool:
 	case Flatten:
 		in := w.g.Values[o.Inputs[0]].Shape
-		if v != o.Inputs[0] {
+		if v != o.Inputs[0] || len(in) == 2 {
 			return fmt.Sprintf("%s gathers them from several axes", o.Name)
 		}
 		return w.meet(o.Output, width*size(in)/in[0])

@@ -76,7 +76,7 @@ func (e *Executor) computeTokens(ctx context.Context, o *Op, in []*Tensor, y *Te
 	case GELUTanh:
 		return e.flat(ctx, y, func(from, to int) { vec.GELUTanh(y.Data[from:to], in[0].Data[from:to]) })
 	}
-	return fmt.Errorf("unknown kind of operation %q", o.Kind)
+	return e.computeEncoder(ctx, o, in, y)
 }
 
 // taskFloats is about how many numbers a task has where each takes little time.
@@ -125,17 +125,24 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	if x.Lengths == nil {
 		return errors.New("tokens without the lengths of their sequences: use NewTokens")
 	}
-	positions := make([]int, 0, len(x.Tokens))
+	positions := make([]int, 0, len(x.Tokens)) // rows of the table
 	for s, n := range x.Lengths {
+		next := t.PositionsFrom
 		for p := range n {
 			id := x.Tokens[len(positions)]
 			if int64(id) >= int64(t.Rows) {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.Rows}
 			}
-			if t.Positions != "" && p >= t.MaxPositions {
-				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.MaxPositions, Positions: true}
+			row := next
+			if t.isPadding(id) {
+				row = t.PositionsFrom - 1
+			} else {
+				next++
 			}
-			positions = append(positions, p)
+			if t.Positions != "" && row >= t.MaxPositions {
+				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.MaxPositions - t.PositionsFrom, Positions: true}
+			}
+			positions = append(positions, row)
 		}
 	}
 	tokens, err := e.table(t.Table, t.Rows, t.Width)
@@ -145,6 +152,9 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	err = e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
 		return tokens(int(x.Tokens[r]), y.Data[r*t.Width:][:t.Width])
 	})
+	if err == nil && t.Types != "" {
+		err = e.addType(ctx, t, y)
+	}
 	if err != nil || t.Positions == "" {
 		return err
 	}
@@ -173,7 +183,7 @@ func (e *Executor) table(name string, rows, width int) (func(row int, dst []floa
 
 // norm computes RMSNorm or LayerNorm; means and variances are sums in float64.
 func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
-	width := x.Shape[1]
+	width := x.Shape[len(x.Shape)-1]
 	weight, err := e.read(o.Norm.Weight, width)
 	if err != nil {
 		return err
@@ -184,7 +194,7 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 			return err
 		}
 	}
-	return e.perRow(ctx, x.Shape[0], width, func(r int) error {
+	return e.perRow(ctx, len(x.Data)/width, width, func(r int) error {
 		src, dst := x.Data[r*width:][:width], y.Data[r*width:][:width]
 		if o.Kind == LayerNorm {
 			mean := vec.Sum(src) / float64(width)

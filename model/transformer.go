@@ -16,6 +16,19 @@ type Embedding struct {
 	// is added to token p of a sequence; "" for none.
 	Positions    string `json:"positions,omitempty"`
 	MaxPositions int    `json:"max_positions,omitempty"`
+	// PositionsFrom is the row that the first token gets instead of row 0. Where it
+	// is set, id PositionsFrom − 1 is padding: such a token gets the row of its
+	// number and is not counted (Liu et al. 2019, in Transformers' code).
+	PositionsFrom int `json:"positions_from,omitempty"`
+	// Types names a table of token types, TypeRows × Width, of which row 0 is added
+	// to every token; "" for none.
+	Types    string `json:"types,omitempty"`
+	TypeRows int    `json:"type_rows,omitempty"`
+}
+
+// isPadding reports whether a token is not counted among the positions.
+func (t *Embedding) isPadding(id uint32) bool {
+	return t.PositionsFrom > 0 && int(id) == t.PositionsFrom-1
 }
 
 func (t *Embedding) String() string {
@@ -23,11 +36,18 @@ func (t *Embedding) String() string {
 	if t.Positions != "" {
 		text += fmt.Sprintf(", plus %s, %d rows", t.Positions, t.MaxPositions)
 	}
+	if t.PositionsFrom > 0 {
+		text += fmt.Sprintf(" from %d on", t.PositionsFrom)
+	}
+	if t.Types != "" {
+		text += fmt.Sprintf(", plus row 0 of %s", t.Types)
+	}
 	return text
 }
 
 func (t *Embedding) outputShape(x []int) ([]int, error) {
-	if t == nil || t.Table == "" || size([]int{t.Rows, t.Width}) == 0 || (t.Positions != "") != (t.MaxPositions > 0) {
+	if t == nil || t.Table == "" || size([]int{t.Rows, t.Width}) == 0 || (t.Positions != "") != (t.MaxPositions > 0) ||
+		(t.Types != "") != (t.TypeRows > 0) || t.PositionsFrom < 0 || (t.PositionsFrom > 0 && t.PositionsFrom >= t.MaxPositions) {
 		return nil, fmt.Errorf("embedding %+v", t)
 	}
 	if !slices.Equal(x, []int{1}) {
@@ -48,8 +68,8 @@ func (n *Norm) check(kind OpKind, x []int) error {
 	if n == nil || n.Weight == "" || (n.Bias != "" && kind != LayerNorm) || !(n.Eps >= 0 && n.Eps < math.MaxFloat32) {
 		return fmt.Errorf("%s needs its weight and a finite eps ≥ 0", kind)
 	}
-	if len(x) != 1 {
-		return fmt.Errorf("%s of values of shape %v, want one axis", kind, x)
+	if len(x) > 2 {
+		return fmt.Errorf("%s of values of shape %v, want width, or tokens × width", kind, x)
 	}
 	return nil
 }
@@ -105,10 +125,17 @@ func (a *Attention) outputShape(in [][]int) ([]int, error) {
 	if len(in) == 1 {
 		want = [][]int{{q + 2*kv}}
 	}
+	out := []int{q}
+	if len(in[0]) == 2 { // tokens × width
+		for i := range want {
+			want[i] = []int{in[0][0], want[i][0]}
+		}
+		out = []int{in[0][0], q}
+	}
 	if !slices.EqualFunc(in, want, slices.Equal) {
 		return nil, fmt.Errorf("attention of values of shapes %v, want %v", in, want)
 	}
-	return []int{q}, nil
+	return out, nil
 }
 
 // Rope rotates queries and keys by angles that grow with the token's position

@@ -76,7 +76,7 @@ func buildBERTLike(architecture, class, prefix string, heads []string, tensors [
 		if pad < 0 || pad > maxCount {
 			c.fail("pad_token_id", "cannot be %d", pad)
 		}
-		t.PositionsFrom = pad + 1
+		t.PositionOffset, t.PaddingUncounted = pad+1, true
 	case electra:
 		width = c.count("embedding_size", 128)
 	}
@@ -103,10 +103,12 @@ func buildDistilBERT(tensors []loader.Tensor, o Options) (*Graph, error) {
 func (e *encoder) words(name string, width, context int, decoder string, t Embedding) int {
 	e.vocabulary = e.c.count("vocab_size", 0)
 	t.Table, t.Rows, t.Width = e.prefix+name+"word_embeddings.weight", e.vocabulary, width
-	t.Positions, t.MaxPositions = e.prefix+name+"position_embeddings.weight", e.c.count("max_position_embeddings", context)
-	if e.g.Context = t.MaxPositions - t.PositionsFrom; e.g.Context < 1 {
-		e.c.fail("max_position_embeddings", "%d positions leave none from %d on", t.MaxPositions, t.PositionsFrom)
+	t.Positions = e.prefix + name + "position_embeddings.weight"
+	rows := e.c.count("max_position_embeddings", context)
+	if t.MaxPositions = rows - t.PositionOffset; t.MaxPositions < 1 {
+		e.c.fail("max_position_embeddings", "%d positions leave none from %d on", rows, t.PositionOffset)
 	}
+	e.g.Context = t.MaxPositions
 	tied := get(e.c, "tie_word_embeddings", true)
 	if head := decoder + ".weight"; tied && e.s.has(head) && (e.head == maskedHead || e.head == pretrained) {
 		if e.s.has(t.Table) {
@@ -121,7 +123,7 @@ func (e *encoder) words(name string, width, context int, decoder string, t Embed
 		e.table = t.Table
 	}
 	e.s.take(t.Table, t.Rows, width)
-	e.s.take(t.Positions, t.MaxPositions, width)
+	e.s.take(t.Positions, rows, width)
 	if t.Types != "" {
 		t.Types = e.prefix + t.Types
 		e.s.take(t.Types, t.TypeRows, width)

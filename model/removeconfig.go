@@ -61,7 +61,8 @@ func (r *remover) shapesLeft() []BlockShape {
 		}
 		if s, err := r.g.sublayerSite(i); err == nil && s.Kind == MLPSite {
 			inner := r.g.Ops[s.Ops[len(s.Ops)-2]].Inputs[0] // of the layer that the sum adds
-			shapes[at].Channels = r.g.Values[inner].Shape[0] - r.lostInputs(inner)
+			shape := r.g.Values[inner].Shape
+			shapes[at].Channels = shape[len(shape)-1] - r.lostInputs(inner)
 		}
 	}
 	return shapes

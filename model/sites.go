@@ -245,6 +245,11 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 				s.Ops = append(s.Ops, part.Ops...)
 			}
 		}
+		for i := range g.Ops {
+			if g.Ops[i].Block == s.Block && !slices.Contains(s.Ops, i) {
+				return nil, &RemovalError{BlockSite, s.Name, fmt.Sprintf("%s stands behind its sum and would stay: remove its attention and its MLP", g.Ops[i].Name)}
+			}
+		}
 		return s, nil
 	}
 	ops, skip, err := g.branch(sum)

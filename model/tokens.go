@@ -125,24 +125,23 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	if x.Lengths == nil {
 		return errors.New("tokens without the lengths of their sequences: use NewTokens")
 	}
-	positions := make([]int, 0, len(x.Tokens)) // rows of the table
+	positions := make([]int, 0, len(x.Tokens))
 	for s, n := range x.Lengths {
-		next := t.PositionsFrom
+		next := 0
 		for p := range n {
 			id := x.Tokens[len(positions)]
 			if int64(id) >= int64(t.Rows) {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.Rows}
 			}
-			row := next
 			if t.isPadding(id) {
-				row = t.PositionsFrom - 1
-			} else {
-				next++
+				positions = append(positions, -1)
+				continue
 			}
-			if t.Positions != "" && row >= t.MaxPositions {
-				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.MaxPositions - t.PositionsFrom, Positions: true}
+			if t.Positions != "" && next >= t.MaxPositions {
+				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.MaxPositions, Positions: true}
 			}
-			positions = append(positions, row)
+			positions = append(positions, next)
+			next++
 		}
 	}
 	tokens, err := e.table(t.Table, t.Rows, t.Width)
@@ -158,13 +157,13 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	if err != nil || t.Positions == "" {
 		return err
 	}
-	learned, err := e.read(t.Positions, t.MaxPositions*t.Width)
+	learned, err := e.read(t.Positions, (t.MaxPositions+t.PositionOffset)*t.Width)
 	if err != nil {
 		return err
 	}
 	return e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
 		row := y.Data[r*t.Width:][:t.Width]
-		vec.Add(row, row, learned[positions[r]*t.Width:])
+		vec.Add(row, row, learned[(positions[r]+t.PositionOffset)*t.Width:])
 		return nil
 	})
 }

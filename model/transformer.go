@@ -12,14 +12,15 @@ type Embedding struct {
 	Table string `json:"table"` // the tensor of Rows × Width
 	Rows  int    `json:"rows"`  // the vocabulary's size
 	Width int    `json:"width"`
-	// Positions names learned positions, MaxPositions × Width, of which row p
-	// is added to token p of a sequence; "" for none.
-	Positions    string `json:"positions,omitempty"`
-	MaxPositions int    `json:"max_positions,omitempty"`
-	// PositionsFrom is the row that the first token gets instead of row 0. Where it
-	// is set, id PositionsFrom − 1 is padding: such a token gets the row of its
-	// number and is not counted (Liu et al. 2019, in Transformers' code).
-	PositionsFrom int `json:"positions_from,omitempty"`
+	// Positions names learned positions, of which row p + PositionOffset is added
+	// to token p of a sequence; "" for none. The tensor is (MaxPositions +
+	// PositionOffset) × Width.
+	Positions      string `json:"positions,omitempty"`
+	MaxPositions   int    `json:"max_positions,omitempty"`
+	PositionOffset int    `json:"position_offset,omitempty"`
+	// PaddingUncounted says that the id PositionOffset − 1 is padding: such a token
+	// gets the row of its id, and those after it count on as if it were not there.
+	PaddingUncounted bool `json:"padding_uncounted,omitempty"`
 	// Types names a table of token types, TypeRows × Width, of which row 0 is added
 	// to every token; "" for none.
 	Types    string `json:"types,omitempty"`
@@ -28,7 +29,7 @@ type Embedding struct {
 
 // isPadding reports whether a token is not counted among the positions.
 func (t *Embedding) isPadding(id uint32) bool {
-	return t.PositionsFrom > 0 && int(id) == t.PositionsFrom-1
+	return t.PaddingUncounted && int64(id) == int64(t.PositionOffset)-1
 }
 
 func (t *Embedding) String() string {
@@ -36,8 +37,8 @@ func (t *Embedding) String() string {
 	if t.Positions != "" {
 		text += fmt.Sprintf(", plus %s, %d rows", t.Positions, t.MaxPositions)
 	}
-	if t.PositionsFrom > 0 {
-		text += fmt.Sprintf(" from %d on", t.PositionsFrom)
+	if t.PositionOffset > 0 {
+		text += fmt.Sprintf(" from %d on", t.PositionOffset)
 	}
 	if t.Types != "" {
 		text += fmt.Sprintf(", plus row 0 of %s", t.Types)
@@ -47,7 +48,7 @@ func (t *Embedding) String() string {
 
 func (t *Embedding) outputShape(x []int) ([]int, error) {
 	if t == nil || t.Table == "" || size([]int{t.Rows, t.Width}) == 0 || (t.Positions != "") != (t.MaxPositions > 0) ||
-		(t.Types != "") != (t.TypeRows > 0) || t.PositionsFrom < 0 || (t.PositionsFrom > 0 && t.PositionsFrom >= t.MaxPositions) {
+		(t.Types != "") != (t.TypeRows > 0) || t.PositionOffset < 0 || t.PositionOffset > maxCount || (t.PositionOffset == 0 && t.PaddingUncounted) {
 		return nil, fmt.Errorf("embedding %+v", t)
 	}
 	if !slices.Equal(x, []int{1}) {

@@ -276,13 +276,20 @@ func (g *Graph) LastUse() []int {
 // Segment is a run of operations, From … To−1.
 type Segment struct{ From, To int }
 
+// HasHead reports whether the last operation of a model of text is a linear layer
+// that gives the output.
+func (g *Graph) HasHead() bool {
+	last := len(g.Ops) - 1
+	return last > 0 && g.Ops[0].Kind == Embed && g.Ops[last].Kind == Linear && g.Ops[last].Output == g.Output
+}
+
 // Segments cuts the graph where its blocks begin and end, so that a caller who
 // runs all batches through one segment before the next needs the weights of one
 // block at a time. The last operation of a language model, its head, is in none:
 // see Head.
 func (g *Graph) Segments() []Segment {
 	end := len(g.Ops)
-	if end > 0 && g.Ops[end-1].Kind == Linear && g.Ops[end-1].Output == g.Output && g.Ops[0].Kind == Embed {
+	if g.HasHead() {
 		end--
 	}
 	var segments []Segment

@@ -452,6 +452,8 @@ func TestEncoderRefusedRemovals(t *testing.T) {
 		{"bert", BlockSite, "encoder.layer.0", "stands behind its sum"},
 		{"bert", ChannelSite, "encoder.layer.0.output.dense", "residual"},
 		{"bert", ChannelSite, "pooler.dense", "no layer reads them"},
+		{"distilbert-classes", ChannelSite, "pre_classifier", "part of no block"},
+		{"roberta-classes", ChannelSite, "classifier.dense", "part of no block"},
 		{"bert-masked", ChannelSite, "cls.predictions.transform.dense", "normalizes over all"},
 		{"electra-masked", ChannelSite, "embeddings_project", "residual"},
 		{"vit", ChannelSite, "embeddings.patch_embeddings.projection", "cannot do with fewer"},

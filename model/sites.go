@@ -387,6 +387,9 @@ func (g *Graph) channelSite(i int) (*Site, error) {
 	if problem == "" && len(w.site.Consumers) == 0 {
 		problem = "no layer reads them"
 	}
+	if problem == "" && op.Block < 0 && slices.ContainsFunc(g.Ops, func(o Op) bool { return o.Block >= 0 }) {
+		problem = "it is part of no block, and its size is the hidden size, which all layers share"
+	}
 	if problem != "" {
 		return nil, &RemovalError{ChannelSite, op.Name, problem}
 	}

@@ -245,12 +245,7 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 				s.Ops = append(s.Ops, part.Ops...)
 			}
 		}
-		for i := range g.Ops {
-			if g.Ops[i].Block == s.Block && !slices.Contains(s.Ops, i) {
-				return nil, &RemovalError{BlockSite, s.Name, fmt.Sprintf("%s stands behind its sum and would stay: remove its attention and its MLP", g.Ops[i].Name)}
-			}
-		}
-		return s, nil
+		return s, g.wholeBlock(s)
 	}
 	ops, skip, err := g.branch(sum)
 	if err != nil {
@@ -263,6 +258,51 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 	}
 	s.Ops = append(ops, readers[0])
 	return s, g.checkOwned(s)
+}
+
+// wholeBlock adds to a block's sublayers what else it has, such as normalizations
+// behind its sums. All of it must go from one value to one other, which its input
+// can then stand for.
+func (g *Graph) wholeBlock(s *Site) error {
+	sublayers := len(s.Ops)
+	for i := range g.Ops {
+		if g.Ops[i].Block == s.Block && !slices.Contains(s.Ops, i) {
+			s.Ops = append(s.Ops, i)
+		}
+	}
+	if len(s.Ops) == sublayers {
+		return nil
+	}
+	slices.Sort(s.Ops)
+	if _, _, ok := g.Through(s.Ops); !ok {
+		return &RemovalError{BlockSite, s.Name, "no one value could stand for what it gives"}
+	}
+	return g.checkOwned(s)
+}
+
+// Through returns the one value that operations, in rising order, read of the
+// others, and the one that they give, the last one's; false where there are more or
+// where the one cannot stand for the other.
+func (g *Graph) Through(ops []int) (in, out int, ok bool) {
+	inside := map[int]bool{}
+	for _, i := range ops {
+		inside[g.Ops[i].Output] = true
+	}
+	in, out = -1, g.Ops[ops[len(ops)-1]].Output
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			switch within := slices.Contains(ops, i); {
+			case within && !inside[v]:
+				if in >= 0 && in != v {
+					return 0, 0, false
+				}
+				in = v
+			case !within && inside[v] && v != out:
+				return 0, 0, false
+			}
+		}
+	}
+	return in, out, in >= 0 && slices.Equal(g.Values[in].Shape, g.Values[out].Shape) && (!inside[g.Output] || g.Output == out)
 }
 
 // checkOwned fails where another operation reads a tensor of the site's.

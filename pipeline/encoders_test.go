@@ -134,6 +134,9 @@ func TestEncodersAreCompressed(t *testing.T) {
 	} {
 		data := encoderData(t, folder)
 		for what, steps := range map[string]string{"4 bits": quantized, "pruned": both} {
+			if what == "4 bits" && strings.Contains(folder, "-") && folder != "bert-masked" {
+				continue // one of each family, but for its heads
+			}
 			r, run := encoderRun(t, folder, data, steps)
 			e := run.Evaluation
 			if task == "" {
@@ -188,6 +191,7 @@ func TestEncodersLoseParts(t *testing.T) {
 	for folder, remove := range map[string]string{
 		"bert-masked":        `[{heads: 0.5}, {channels: 0.3}]`,
 		"bert":               `[{mlp: encoder.layer.1.output}]`,
+		"distilbert-masked":  `[{blocks: [0]}, {heads: 0.5}, {channels: 0.3}]`,
 		"roberta-classes":    `[{attention: encoder.layer.0.attention.output}]`,
 		"distilbert-classes": `[{channels: 0.3}]`,
 		"vit-classes":        `[{blocks: [1]}]`,

@@ -503,3 +503,31 @@ func TestEncoderRefusedRemovals(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a key holds, Build answers with a graph or an error that names it, and
+// the graph runs or says why not.
+func TestEncodersWithOddConfigs(t *testing.T) {
+	odd := []any{nil, null, -1, 0, 1, 3, 1 << 30, 1e300, "x", true, []int{}, []int{0, 0}, []int{4, 4, 4}, []string{"x"}, keys{"a": 1}}
+	for _, name := range []string{"bert-masked", "roberta-classes", "electra-masked", "distilbert-classes", "vit", "whisper"} {
+		e := tinyEncoder(t, name)
+		var all keys
+		if err := json.Unmarshal(e.config, &all); err != nil {
+			t.Fatal(err)
+		}
+		for key := range all {
+			for _, value := range odd {
+				config := edit(t, e.config, keys{key: value})
+				g, err := Build(e.c.Tensors(), Options{Config: config})
+				if err != nil {
+					if !strings.HasPrefix(err.Error(), "model: ") {
+						t.Errorf("%s with %s %v: %v", name, key, value, err)
+					}
+					continue
+				}
+				if _, err := NewExecutor(g, nil, Stored(e.c)).Forward(context.Background(), e.x); err != nil && !strings.Contains(err.Error(), "samples ×") {
+					t.Errorf("%s with %s %v: %v", name, key, value, err)
+				}
+			}
+		}
+	}
+}

@@ -275,3 +275,23 @@ func deref(p *float64) float64 {
 	}
 	return *p
 }
+
+// Searches measure masked language models and classifiers of images, whose levels
+// may drop blocks.
+func TestSearchesOfEncoders(t *testing.T) {
+	for _, folder := range []string{"bert-masked", "vit-classes"} {
+		data := encoderData(t, folder)
+		r, err := pipeline.ParseRecipe([]byte("version: 1\ncalibration: "+data+"\nevaluate: "+data+`
+rules: [{match: "encoder.layer.*", steps: [{quantize: {method: nearest}}], levels: [{bits: [2, 3, 4, 8]}, {drop: block}]}]
+search: {fit: 70%, generations: 3, offspring: 4, stages: [{survivors: 1, samples: 32}]}
+`), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Model.Path, r.Output.Path = "../model/testdata/"+folder, filepath.Join(t.TempDir(), "out")
+		run := mustRun(t, r, pipeline.Options{})
+		if run.Search == nil || len(run.Search.Results) != 1 || run.Output.WeightBytes > run.Search.Results[0].Budget || run.Evaluation == nil {
+			t.Errorf("%s: %+v", folder, run.Search)
+		}
+	}
+}

@@ -148,15 +148,16 @@ var maskedNames = map[string]maskedHeadNames{
 // bertHead appends what stands on the last hidden state.
 func (e *encoder) bertHead(x int) int {
 	architecture := e.g.Architecture
-	pooled := architecture != distilbert && architecture != electra
-	prefix := e.prefix
 	head := e.head
 	if head == pretrained && architecture == bert {
 		head = maskedHead
 	}
-	if hasPooler := e.s.has(prefix + "pooler.dense.weight"); pooled && hasPooler && head != headless && !(head == classHead && architecture == bert) {
-		e.s.ignore(prefix + "pooler.dense.weight") // stored and not read
-		e.s.ignore(prefix + "pooler.dense.bias")
+	pooler := e.prefix + "pooler.dense"
+	switch {
+	case architecture == distilbert || architecture == electra || head == headless: // has none, or reads it
+	case head != classHead || architecture != bert:
+		e.s.ignore(pooler + ".weight") // stored and not read
+		e.s.ignore(pooler + ".bias")
 	}
 	switch head {
 	case maskedHead:
@@ -175,7 +176,7 @@ func (e *encoder) bertHead(x int) int {
 		return e.layer("", "qa_outputs", x, e.classes("qa_outputs.weight", e.hidden), true, "")
 	}
 	e.g.Task = Features
-	if e.s.has(prefix + "pooler.dense.weight") {
+	if e.s.has(pooler + ".weight") {
 		e.pool(x)
 	}
 	return x

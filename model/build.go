@@ -46,7 +46,7 @@ func builders() []builder {
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
 		{name: gpt2, config: true, build: buildGPT2},
-		{name: bert, config: true, build: buildBERT},
+		{name: bert, config: true, build: buildBERT, help: helpEncoder},
 		{name: roberta, config: true, build: buildRoBERTa},
 		{name: xlmRoberta, config: true, build: buildXLMRoBERTa},
 		{name: electra, config: true, build: buildELECTRA},

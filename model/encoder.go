@@ -193,6 +193,18 @@ func newEncoder(architecture, class string, prefixes, heads []string, input []in
 	return e
 }
 
+// helpEncoder says how to build tensors that look like an encoder's.
+func helpEncoder(tensors []loader.Tensor) string {
+	for _, t := range tensors {
+		for _, end := range []string{"embeddings.word_embeddings.weight", "embeddings.cls_token", "encoder.embed_positions.weight"} {
+			if strings.HasSuffix(t.Name, end) {
+				return "these look like an encoder's: its folder's config.json must be there, and name a model_type"
+			}
+		}
+	}
+	return ""
+}
+
 // encoderKeys are the names of config.json's keys; those of gpt2's kind differ.
 type encoderKeys struct{ hidden, layers, heads, inner, act string }
 

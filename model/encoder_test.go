@@ -330,6 +330,15 @@ func TestEncoderPrefixes(t *testing.T) {
 	}
 }
 
+func TestEncodersWithoutConfig(t *testing.T) {
+	for _, name := range []string{"bert-masked", "distilbert-masked", "vit", "whisper"} {
+		_, err := Build(tinyEncoder(t, name).c.Tensors(), Options{})
+		if bad, ok := errors.AsType[*UnsupportedError](err); !ok || !strings.Contains(bad.Help, "config.json") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestFirstTokenErrors(t *testing.T) {
 	e := tinyEncoder(t, "bert-classes")
 	x := NewExecutor(e.g, nil, Stored(e.c))

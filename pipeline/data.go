@@ -136,6 +136,9 @@ func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (sampl
 		if err != nil {
 			return nil, err
 		}
+		if d.Targets > 0 && g.Task != "" {
+			return nil, &InputError{Path: d.Path, Reason: "targets keeps predictions of next tokens, which the model does not make; leave it out"}
+		}
 		if d.Text.Stride > 0 && g.Task != "" {
 			return nil, &InputError{Path: d.Path, Reason: "text.stride divides texts for the prediction of next tokens, which the model does not make; leave it out"}
 		}

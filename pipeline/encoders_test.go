@@ -187,6 +187,22 @@ func TestWhisperKeepsItsDecoder(t *testing.T) {
 	}
 }
 
+// AWQ's scales go into normalizations that stand before the sublayers, not into
+// those behind a sum, which the next sum reads too.
+func TestEncodersAreScaled(t *testing.T) {
+	for folder, scaled := range map[string]bool{"vit-classes": true, "whisper": true, "bert-masked": false} {
+		_, run := encoderRun(t, folder, encoderData(t, folder), `rules: [{match: "*query|*key|*value|*q_proj|*k_proj|*v_proj|*intermediate.dense|*fc1", steps: [{quantize: {method: gptq, bits: 8, awq: true}}]}]`)
+		for _, l := range run.Layers {
+			if l.Scaled != scaled || scaled == (len(l.Fallbacks) > 0) {
+				t.Errorf("%s: %s: scaled %v, %v", folder, l.Name, l.Scaled, l.Fallbacks)
+			}
+		}
+		if o := run.Evaluation.Outputs; folder == "whisper" && *o.RelativeError > 1e-3 || folder == "vit-classes" && run.Evaluation.KL > 1e-2 {
+			t.Errorf("%s: %+v", folder, run.Evaluation)
+		}
+	}
+}
+
 func TestEncodersLoseParts(t *testing.T) {
 	for folder, remove := range map[string]string{
 		"bert-masked":        `[{heads: 0.5}, {channels: 0.3}]`,
@@ -234,6 +250,7 @@ func TestEncoderDataErrors(t *testing.T) {
 		{"whisper", "{data: " + writeNPY(t, 4, 6, 20) + ", format: npy}", "samples are [6 20]"},
 		{"vit-classes", "{data: " + writeNPY(t, 4, 3, 8, 8) + ", format: npy}", "no labels"},
 		{"bert-masked", "{data: " + writeIDs(t, 100) + ", format: u16, text: {length: 20, stride: 10}}", "stride"},
+		{"bert-masked", "{data: " + writeIDs(t, 100) + ", format: u16, targets: 5}", "targets"},
 		{"bert-masked", "{data: " + writeNPY(t, 4, 3) + ", format: npy}", "<f4"},
 		{"vit", encoderData(t, "bert"), "not one of images"},
 	} {

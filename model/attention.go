@@ -24,15 +24,16 @@ const (
 // Dao et al. 2022, algorithm 1). A task is one head of one sequence, and its
 // memory is a tile of scores and, with a rope, the head's turned keys.
 func (e *Executor) attention(ctx context.Context, a *Attention, in []*Tensor, y *Tensor) error {
-	if y.Lengths == nil {
+	lengths := y.sequences()
+	if lengths == nil {
 		return errors.New("rows without the lengths of their sequences")
 	}
 	longest := 0
-	starts := make([]int, len(y.Lengths))
-	for s, n := range y.Lengths {
+	starts := make([]int, len(lengths))
+	for s, n := range lengths {
 		longest = max(longest, n)
 		if s > 0 {
-			starts[s] = starts[s-1] + y.Lengths[s-1]
+			starts[s] = starts[s-1] + lengths[s-1]
 		}
 	}
 	turns, err := e.turns(ctx, a.Rope, longest)
@@ -40,11 +41,11 @@ func (e *Executor) attention(ctx context.Context, a *Attention, in []*Tensor, y 
 		return err
 	}
 	out, _ := a.widths()
-	return e.pool.For(ctx, len(y.Lengths)*a.Heads, func(t int) error {
+	return e.pool.For(ctx, len(lengths)*a.Heads, func(t int) error {
 		s, h := t/a.Heads, t%a.Heads
 		q, k, v := a.parts(in, h)
 		head := attentionHead{
-			Attention: a, turns: turns, rows: y.Lengths[s], head: h,
+			Attention: a, turns: turns, rows: lengths[s], head: h,
 			q: part(q, starts[s], 0), k: part(k, starts[s], 0), v: part(v, starts[s], 0),
 			y: part(blas32.General{Stride: out, Data: y.Data}, starts[s], h*a.HeadDim),
 		}

@@ -56,6 +56,13 @@ func builders() []builder {
 		{name: gptJ, config: true, build: buildGPTJ},
 		{name: phi, config: true, build: buildPhi},
 		{name: stableLM, config: true, build: buildStableLM},
+		{name: bert, config: true, build: buildBERT, help: helpEncoder},
+		{name: roberta, config: true, build: buildRoBERTa},
+		{name: xlmRoberta, config: true, build: buildXLMRoBERTa},
+		{name: electra, config: true, build: buildELECTRA},
+		{name: distilbert, config: true, build: buildDistilBERT},
+		{name: vit, config: true, build: buildViT},
+		{name: whisper, config: true, build: buildWhisper},
 	}
 }
 

@@ -60,7 +60,7 @@ func (o *Options) checkConfigured(architecture string) error {
 	case o.Activation != "":
 		return &OptionError{architecture, "activation", "config.json says it: leave it out"}
 	case o.InputShape != nil:
-		return &OptionError{architecture, "input shape", "a language model reads token ids: leave it out"}
+		return &OptionError{architecture, "input shape", "config.json says what the model reads: leave it out"}
 	}
 	return nil
 }

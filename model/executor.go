@@ -106,6 +106,10 @@ func (e *Executor) Step(ctx context.Context, op int, in []*Tensor) (*Tensor, err
 	}
 	shape := e.graph.Values[o.Output].Shape
 	y := &Tensor{Shape: append([]int{n}, shape...), Lengths: in[0].Lengths}
+	if o.Kind == FirstToken && y.Lengths != nil { // a row for each sequence
+		n = len(y.Lengths)
+		y.Shape[0], y.Lengths = n, nil
+	}
 	if y.Data, err = e.space.Floats(n * size(shape)); err != nil {
 		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
 	}

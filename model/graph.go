@@ -47,6 +47,11 @@ const (
 	SiLUMul   OpKind = "silu_mul"  // a/(1 + e⁻ᵃ)·b
 	GELU      OpKind = "gelu"      // x·Φ(x), Φ being the normal distribution
 	GELUTanh  OpKind = "gelu_tanh" // x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
+
+	// Those of encoders. Values of tokens × width hold a whole sequence, and
+	// linear layers, normalizations and attention take both.
+	ToTokens   OpKind = "tokens"      // the positions of an image as tokens, after those of Sequence, plus positions
+	FirstToken OpKind = "first_token" // the first token of each sequence
 )
 
 // Op is one operation of a graph. Inputs and Output are indices into
@@ -79,6 +84,7 @@ type Op struct {
 	Embedding   *Embedding    `json:"embedding,omitempty"`    // Embed
 	Norm        *Norm         `json:"norm,omitempty"`         // RMSNorm, LayerNorm
 	Attention   *Attention    `json:"attention,omitempty"`    // Attend
+	Sequence    *Sequence     `json:"sequence,omitempty"`     // ToTokens
 }
 
 // BatchNorm names the tensors of a batch normalization in inference, one
@@ -109,7 +115,10 @@ func (o *Op) Tensors() []string {
 		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
 	}
 	if t := o.Embedding; t != nil {
-		names = appendNamed(names, t.Table, t.Positions)
+		names = appendNamed(names, t.Table, t.Positions, t.Types)
+	}
+	if s := o.Sequence; s != nil {
+		names = append(names, s.tensors()...)
 	}
 	if n := o.Norm; n != nil {
 		names = appendNamed(names, n.Weight, n.Bias)
@@ -154,9 +163,12 @@ type Graph struct {
 	Values       []Value   `json:"values"`
 	Ops          []Op      `json:"ops"`
 	Input        int       `json:"input"`  // the value that samples are given as
-	Output       int       `json:"output"` // the logits
+	Output       int       `json:"output"` // the logits, or what Task says
 	Normalize    Normalize `json:"normalize"`
 
+	// Task says what the output is, where it is neither an image's logits nor
+	// those of a next token.
+	Task Task `json:"task,omitempty"`
 	// Context is the longest sequence that a language model was made for, in
 	// tokens; 0 for other models.
 	Context int `json:"context,omitempty"`
@@ -260,13 +272,20 @@ func (g *Graph) LastUse() []int {
 // Segment is a run of operations, From … To−1.
 type Segment struct{ From, To int }
 
+// HasHead reports whether the last operation of a model of text is a linear layer
+// that gives the output.
+func (g *Graph) HasHead() bool {
+	last := len(g.Ops) - 1
+	return last > 0 && g.Ops[0].Kind == Embed && g.Ops[last].Kind == Linear && g.Ops[last].Output == g.Output
+}
+
 // Segments cuts the graph where its blocks begin and end, so that a caller who
 // runs all batches through one segment before the next needs the weights of one
 // block at a time. The last operation of a language model, its head, is in none:
 // see Head.
 func (g *Graph) Segments() []Segment {
 	end := len(g.Ops)
-	if end > 0 && g.Ops[end-1].Kind == Linear && g.Ops[0].Kind == Embed {
+	if g.HasHead() {
 		end--
 	}
 	var segments []Segment
@@ -383,6 +402,8 @@ func (o *Op) detail() string {
 		return o.Embedding.String()
 	case o.Attention != nil:
 		return o.Attention.String()
+	case o.Sequence != nil:
+		return o.Sequence.String()
 	case o.Transposed:
 		return "stored as inputs × outputs"
 	}

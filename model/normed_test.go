@@ -212,11 +212,7 @@ func TestRemoveFromNormed(t *testing.T) {
 		kinds := checkSites(t, name, r, c, Options{Config: config}, x, 8)
 		want := map[SiteKind]int{BlockSite: 2, KVGroupSite: 2, AttentionSite: 2, MLPSite: 2, ChannelSite: 2}
 		switch name {
-		case "opt-post":
-			want[BlockSite] = 0
-		case "bloom-options":
-			want[BlockSite], want[KVGroupSite] = 0, 0
-		case "bloom", "falcon-alibi":
+		case "bloom", "bloom-options", "falcon-alibi":
 			want[KVGroupSite] = 0
 		case "falcon", "phi", "stablelm", "stablelm-parallel":
 			want[QueryHeadSite] = 2
@@ -241,8 +237,6 @@ func TestNormedRemovalErrors(t *testing.T) {
 		{"falcon-alibi", QueryHeadSite, "h.1.self_attention", "slope of ALiBi"},
 		{"falcon-grouped", QueryHeadSite, "h.0.self_attention", "between keys"},
 		{"gpt-neox", QueryHeadSite, "layers.0.attention", "keys of its own"},
-		{"opt-post", BlockSite, "layers.0", "stands in the residual stream"},
-		{"bloom-options", BlockSite, "h.1", "stands in the residual stream"},
 		{"opt-post", ChannelSite, "project_in", "residual stream"},
 		{"opt-bare", ChannelSite, "project_out", "part of no block"},
 	} {

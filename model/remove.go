@@ -268,7 +268,7 @@ func (r *remover) parts() []loader.Part {
 		stays, known := read[t.Name]
 		inner, inside := strings.CutPrefix(t.Name, prefix)
 		for drop := range r.drop {
-			if inside && strings.HasPrefix(inner, drop) {
+			if inside && strings.HasPrefix(inner, drop) && !read[t.Name] {
 				stays, known = false, true
 			}
 		}

@@ -25,6 +25,12 @@ func familyKeys(architecture string) *sizeKeys {
 		return &sizeKeys{blocks: "num_hidden_layers n_layer", heads: "num_attention_heads n_head", channels: "ffn_hidden_size"}
 	case bloom:
 		return &sizeKeys{blocks: "n_layer num_hidden_layers", heads: "n_head num_attention_heads"}
+	case bert, roberta, xlmRoberta, electra, vit:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "intermediate_size"}
+	case distilbert:
+		return &sizeKeys{blocks: "n_layers", heads: "n_heads", channels: "hidden_dim"}
+	case whisper:
+		return &sizeKeys{blocks: "encoder_layers", heads: "encoder_attention_heads", channels: "encoder_ffn_dim"}
 	}
 	return nil
 }
@@ -75,7 +81,8 @@ func (r *remover) shapesLeft() []BlockShape {
 		}
 		if s, err := r.g.sublayerSite(i); err == nil && s.Kind == MLPSite {
 			inner := r.g.Ops[s.Ops[len(s.Ops)-2]].Inputs[0] // of the layer that the sum adds
-			shapes[at].Channels = r.g.Values[inner].Shape[0] - r.lostInputs(inner)
+			shape := r.g.Values[inner].Shape
+			shapes[at].Channels = shape[len(shape)-1] - r.lostInputs(inner)
 		}
 	}
 	return shapes

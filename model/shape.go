@@ -70,6 +70,13 @@ func (o *Op) outputShape(in [][]int) ([]int, error) {
 		return x, o.Norm.check(o.Kind, x)
 	case Attend:
 		return o.Attention.outputShape(in)
+	case ToTokens:
+		return o.Sequence.outputShape(x)
+	case FirstToken:
+		if len(x) > 2 {
+			return nil, fmt.Errorf("first token of values of shape %v, want tokens × width, or width", x)
+		}
+		return x[len(x)-1:], nil
 	}
 	return nil, fmt.Errorf("unknown kind of operation %q", o.Kind)
 }

@@ -260,6 +260,51 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 	return s, g.checkOwned(s)
 }
 
+// wholeBlock adds to a block's sublayers what else it has, such as normalizations
+// behind its sums. All of it must go from one value to one other, which its input
+// can then stand for.
+func (g *Graph) wholeBlock(s *Site) error {
+	sublayers := len(s.Ops)
+	for i := range g.Ops {
+		if g.Ops[i].Block == s.Block && !slices.Contains(s.Ops, i) {
+			s.Ops = append(s.Ops, i)
+		}
+	}
+	if len(s.Ops) == sublayers {
+		return nil
+	}
+	slices.Sort(s.Ops)
+	if _, _, ok := g.Through(s.Ops); !ok {
+		return &RemovalError{BlockSite, s.Name, "no one value could stand for what it gives"}
+	}
+	return g.checkOwned(s)
+}
+
+// Through returns the one value that operations, in rising order, read of the
+// others, and the one that they give, the last one's; false where there are more or
+// where the one cannot stand for the other.
+func (g *Graph) Through(ops []int) (in, out int, ok bool) {
+	inside := map[int]bool{}
+	for _, i := range ops {
+		inside[g.Ops[i].Output] = true
+	}
+	in, out = -1, g.Ops[ops[len(ops)-1]].Output
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			switch within := slices.Contains(ops, i); {
+			case within && !inside[v]:
+				if in >= 0 && in != v {
+					return 0, 0, false
+				}
+				in = v
+			case !within && inside[v] && v != out:
+				return 0, 0, false
+			}
+		}
+	}
+	return in, out, in >= 0 && slices.Equal(g.Values[in].Shape, g.Values[out].Shape) && (!inside[g.Output] || g.Output == out)
+}
+
 // checkOwned fails where another operation reads a tensor of the site's.
 func (g *Graph) checkOwned(s *Site) error {
 	own := map[string]bool{}
@@ -440,7 +485,7 @@ func (w *channelWalk) value(v int) (problem string) {
 			problem = w.cross(r, v, width)
 		case l.Groups() > 1:
 			problem = fmt.Sprintf("%s reads them in groups", l.Name)
-		case l.Kind == Linear && len(w.g.Values[v].Shape) > 1:
+		case l.Kind == Linear && len(w.g.Values[v].Shape) > 2:
 			problem = fmt.Sprintf("%s reads another axis than theirs", l.Name)
 		default:
 			columns := width
@@ -475,7 +520,7 @@ func (w *channelWalk) cross(i, v, width int) (problem string) {
 		switch {
 		case o.Groups() > 1:
 			return fmt.Sprintf("%s writes them in groups", o.Name)
-		case width != 1 || o.Outputs != w.site.Units || (o.Kind == Linear && len(w.g.Values[v].Shape) > 1):
+		case width != 1 || o.Outputs != w.site.Units || (o.Kind == Linear && len(w.g.Values[v].Shape) > 2):
 			return fmt.Sprintf("%s writes them in another way", o.Name)
 		}
 		w.site.Slices = append(w.site.Slices, Slice{o.Weight, o.outputAxis(), 0, 1})
@@ -488,7 +533,7 @@ func (w *channelWalk) cross(i, v, width int) (problem string) {
 	case ReLU, LeakyReLU, Sigmoid, Tanh, GELU, GELUTanh, SiLUMul, GlobalAvgPool:
 	case Flatten:
 		in := w.g.Values[o.Inputs[0]].Shape
-		if v != o.Inputs[0] {
+		if v != o.Inputs[0] || len(in) == 2 {
 			return fmt.Sprintf("%s gathers them from several axes", o.Name)
 		}
 		return w.meet(o.Output, width*size(in)/in[0])

@@ -72,16 +72,3 @@ func (g *Graph) sublayerName(layer, sum int) string {
 	}
 	return name
 }
-
-// wholeBlock adds to a block's sublayers the normalizations that they share, and
-// fails where that is not all of it.
-func (g *Graph) wholeBlock(s *Site) error {
-	s.Ops = append(s.Ops, g.unread(func(i int) bool { return slices.Contains(s.Ops, i) })...)
-	slices.Sort(s.Ops)
-	for i := range g.Ops {
-		if g.Ops[i].Block == s.Block && !slices.Contains(s.Ops, i) {
-			return &RemovalError{BlockSite, s.Name, fmt.Sprintf("%s stands in the residual stream itself, not before a sublayer; remove the block's attention and MLP", g.Ops[i].Name)}
-		}
-	}
-	return nil
-}

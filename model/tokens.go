@@ -76,7 +76,7 @@ func (e *Executor) computeTokens(ctx context.Context, o *Op, in []*Tensor, y *Te
 	case GELUTanh:
 		return e.flat(ctx, y, func(from, to int) { vec.GELUTanh(y.Data[from:to], in[0].Data[from:to]) })
 	}
-	return fmt.Errorf("unknown kind of operation %q", o.Kind)
+	return e.computeEncoder(ctx, o, in, y)
 }
 
 // taskFloats is about how many numbers a task has where each takes little time.
@@ -127,15 +127,21 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	}
 	positions := make([]int, 0, len(x.Tokens))
 	for s, n := range x.Lengths {
+		next := 0
 		for p := range n {
 			id := x.Tokens[len(positions)]
 			if t.Table != "" && int64(id) >= int64(t.Rows) {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.Rows}
 			}
-			if t.Positions != "" && p >= t.MaxPositions {
+			if t.isPadding(id) {
+				positions = append(positions, -1)
+				continue
+			}
+			if t.Positions != "" && next >= t.MaxPositions {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.MaxPositions, Positions: true}
 			}
-			positions = append(positions, p)
+			positions = append(positions, next)
+			next++
 		}
 	}
 	if t.Table != "" {
@@ -147,6 +153,11 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 			return tokens(int(x.Tokens[r]), y.Data[r*t.Width:][:t.Width])
 		})
 		if err != nil {
+			return err
+		}
+	}
+	if t.Types != "" {
+		if err := e.addType(ctx, t, y); err != nil {
 			return err
 		}
 	}
@@ -178,7 +189,7 @@ func (e *Executor) table(name string, rows, width int) (func(row int, dst []floa
 
 // norm computes RMSNorm or LayerNorm; means and variances are sums in float64.
 func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
-	width := x.Shape[1]
+	width := x.Shape[len(x.Shape)-1]
 	var weight, bias []float32
 	var err error
 	if o.Norm.Weight != "" {
@@ -191,7 +202,7 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 			return err
 		}
 	}
-	return e.perRow(ctx, x.Shape[0], width, func(r int) error {
+	return e.perRow(ctx, len(x.Data)/width, width, func(r int) error {
 		src, dst := x.Data[r*width:][:width], y.Data[r*width:][:width]
 		if o.Kind == LayerNorm {
 			mean := vec.Sum(src) / float64(width)

@@ -19,6 +19,18 @@ type Embedding struct {
 	Positions      string `json:"positions,omitempty"`
 	MaxPositions   int    `json:"max_positions,omitempty"`
 	PositionOffset int    `json:"position_offset,omitempty"`
+	// PaddingUncounted says that the id PositionOffset − 1 is padding: such a token
+	// gets the row of its id, and those after it count on as if it were not there.
+	PaddingUncounted bool `json:"padding_uncounted,omitempty"`
+	// Types names a table of token types, TypeRows × Width, of which row 0 is added
+	// to every token; "" for none.
+	Types    string `json:"types,omitempty"`
+	TypeRows int    `json:"type_rows,omitempty"`
+}
+
+// isPadding reports whether a token is not counted among the positions.
+func (t *Embedding) isPadding(id uint32) bool {
+	return t.PaddingUncounted && int64(id) == int64(t.PositionOffset)-1
 }
 
 func (t *Embedding) String() string {
@@ -33,12 +45,16 @@ func (t *Embedding) String() string {
 	if t.PositionOffset > 0 {
 		text += fmt.Sprintf(" from %d on", t.PositionOffset)
 	}
+	if t.Types != "" {
+		text += fmt.Sprintf(", plus row 0 of %s", t.Types)
+	}
 	return text
 }
 
 func (t *Embedding) outputShape(x []int) ([]int, error) {
 	if t == nil || t.Table == "" && t.Positions == "" || (t.Table != "") != (t.Rows > 0) || size([]int{max(t.Rows, 1), t.Width}) == 0 ||
-		(t.Positions != "") != (t.MaxPositions > 0) || t.PositionOffset < 0 || t.PositionOffset > maxCount || t.Positions == "" && t.PositionOffset > 0 {
+		(t.Positions != "") != (t.MaxPositions > 0) || t.PositionOffset < 0 || t.PositionOffset > maxCount || t.Positions == "" && t.PositionOffset > 0 ||
+		(t.Types != "") != (t.TypeRows > 0) || t.PositionOffset == 0 && t.PaddingUncounted {
 		return nil, fmt.Errorf("embedding %+v", t)
 	}
 	if !slices.Equal(x, []int{1}) {
@@ -59,8 +75,8 @@ func (n *Norm) check(kind OpKind, x []int) error {
 	if n == nil || ((n.Weight == "" || n.Bias != "") && kind != LayerNorm) || (n.Weight == "" && n.Bias != "") || !(n.Eps >= 0 && n.Eps < math.MaxFloat32) {
 		return fmt.Errorf("%s needs its weight and a finite eps ≥ 0", kind)
 	}
-	if len(x) != 1 {
-		return fmt.Errorf("%s of values of shape %v, want one axis", kind, x)
+	if len(x) > 2 {
+		return fmt.Errorf("%s of values of shape %v, want width, or tokens × width", kind, x)
 	}
 	return nil
 }
@@ -133,10 +149,17 @@ func (a *Attention) outputShape(in [][]int) ([]int, error) {
 	if len(in) == 1 {
 		want = [][]int{{q + 2*kv}}
 	}
+	out := []int{q}
+	if len(in[0]) == 2 { // tokens × width
+		for i := range want {
+			want[i] = []int{in[0][0], want[i][0]}
+		}
+		out = []int{in[0][0], q}
+	}
 	if !slices.EqualFunc(in, want, slices.Equal) {
 		return nil, fmt.Errorf("attention of values of shapes %v, want %v", in, want)
 	}
-	return []int{q}, nil
+	return out, nil
 }
 
 // Rope rotates queries and keys by angles that grow with the token's position

@@ -37,6 +37,8 @@ type compression struct {
 	spectra     map[string]lowrank.Spectrum
 	spectraLock sync.Mutex
 
+	passes map[int]int // of the compressed stream, see stream
+
 	folded map[string][]float32 // normalizations' tensors with AWQ's scales in them
 	divide map[int][]float32    // see streams
 }
@@ -65,7 +67,7 @@ func (r *run) compress(ctx context.Context) error {
 }
 
 func newCompression(r *run) *compression {
-	return &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, divide: map[int][]float32{}}
+	return &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, passes: map[int]int{}, divide: map[int][]float32{}}
 }
 
 func (c *compression) solveAll(ctx context.Context) error {
@@ -378,6 +380,7 @@ func (c *compression) startStreams(ctx context.Context) error {
 	}
 	c.streams = newStreams(c.graph, c.pool, c.weights, input, c.space, c.clock.enter)
 	c.streams.divide = c.divide
+	c.streams.compressed.pass(c.passes)
 	return ctx.Err()
 }
 

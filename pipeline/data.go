@@ -136,6 +136,12 @@ func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (sampl
 		if err != nil {
 			return nil, err
 		}
+		if d.Targets > 0 && g.Task != "" {
+			return nil, &InputError{Path: d.Path, Reason: "targets keeps predictions of next tokens, which the model does not make; leave it out"}
+		}
+		if d.Text.Stride > 0 && g.Task != "" {
+			return nil, &InputError{Path: d.Path, Reason: "text.stride divides texts for the prediction of next tokens, which the model does not make; leave it out"}
+		}
 		if d.Text.Stride > 0 {
 			samples.length, samples.stride = textLength(d, g), d.Text.Stride
 		}
@@ -170,10 +176,15 @@ func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dat
 	}
 	want := g.Values[g.Input].Shape
 	flat := len(want) == 1 && want[0] == elements(images.Shape)
-	if !flat && !slices.Equal(images.Shape, want) {
+	if !flat && !slices.Equal(withoutOnes(images.Shape), withoutOnes(want)) {
 		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("samples are %v and the model takes %v; use the data that it was trained for, or say its size with model: {input: {shape: …}}", images.Shape, want)}
 	}
 	return images, nil
+}
+
+// withoutOnes returns a shape without axes of one, such as the height of sound.
+func withoutOnes(shape []int) []int {
+	return slices.DeleteFunc(slices.Clone(shape), func(n int) bool { return n == 1 })
 }
 
 // openText opens text, by the tokenizer in the model's folder, or token ids.

@@ -533,6 +533,9 @@ func (q *Quantize) scaleType(d dtype.DType) (dtype.DType, error) {
 func biasHolder(g *model.Graph, i int) string {
 	op := &g.Ops[i]
 	if op.Bias != "" {
+		if slices.ContainsFunc(g.Copies, func(c model.Copy) bool { return c.Of == op.Bias }) {
+			return "" // its copy would stay as it is
+		}
 		return op.Bias
 	}
 	if bn := onlyBatchNorm(g, op.Output); bn != nil {

@@ -96,7 +96,7 @@ type Text struct {
 
 // Formats of data: of images, and of language models' text and ids.
 var (
-	imageFormats = []string{"cifar10", "idx", "safetensors"}
+	imageFormats = []string{"cifar10", "idx", "npy", "safetensors"}
 	textFormats  = []string{"text", "jsonl", "u16", "u32", "npy", "safetensors", "builtin"}
 )
 
@@ -344,8 +344,12 @@ func (d *Data) check() (where, reason string) {
 	if d.Path == "" && d.Format != "builtin" {
 		return "data", "is missing; name the file of samples"
 	}
-	formats := slices.Compact(append(slices.Clone(imageFormats), textFormats[:len(textFormats)-2]...))
-	formats = append(formats, "builtin")
+	formats := slices.Clone(imageFormats)
+	for _, f := range textFormats {
+		if !slices.Contains(formats, f) {
+			formats = append(formats, f)
+		}
+	}
 	if d.Format == "" {
 		return "format", "is missing; it is one of " + strings.Join(formats, ", ")
 	}

@@ -245,6 +245,11 @@ func (m *removal) start() (err error) {
 		if m.upstream, err = key(m.upstream, c.site.Kind, c.site.Name); err != nil {
 			return err
 		}
+		if last := c.site.Ops[len(c.site.Ops)-1]; m.graph.Ops[last].Norm != nil { // no zeros make it pass on what it reads
+			in, _, _ := m.graph.Through(c.site.Ops)
+			m.passes[last], m.changed[last] = in, true
+			continue
+		}
 		for _, sum := range c.site.Ops {
 			if m.graph.Ops[sum].Kind == model.Add {
 				m.silence(c.site.Ops, sum)

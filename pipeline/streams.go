@@ -24,6 +24,7 @@ type stream struct {
 	readers []int  // by value: operations that have yet to read it
 	hold    func(*model.Tensor)
 	drop    func(*model.Tensor)
+	passes  map[int]int // for some operations, the value that stands for what they would write
 }
 
 func newStream(g *model.Graph, p *pool.Pool, w model.Weights, input *model.Tensor) *stream {
@@ -43,6 +44,11 @@ func newStream(g *model.Graph, p *pool.Pool, w model.Weights, input *model.Tenso
 // step runs operation i unless it has run.
 func (s *stream) step(ctx context.Context, i int) error {
 	if s.ran[i] {
+		return nil
+	}
+	if v, ok := s.passes[i]; ok {
+		s.finish(i, s.values[v])
+		s.release(v)
 		return nil
 	}
 	op := &s.graph.Ops[i]
@@ -65,11 +71,24 @@ func (s *stream) finish(i int, out *model.Tensor) {
 	s.values[op.Output] = out
 	s.hold(out)
 	for _, v := range op.Inputs {
-		if s.readers[v]--; s.readers[v] == 0 {
-			dropped := s.values[v]
-			s.values[v] = nil
-			s.drop(dropped)
-		}
+		s.release(v)
+	}
+}
+
+// release drops a value when its last reader is done with it.
+func (s *stream) release(v int) {
+	if s.readers[v]--; s.readers[v] == 0 {
+		dropped := s.values[v]
+		s.values[v] = nil
+		s.drop(dropped)
+	}
+}
+
+// pass lets values stand for what operations would write, before the first step.
+func (s *stream) pass(passes map[int]int) {
+	s.passes = passes
+	for _, v := range passes {
+		s.readers[v]++
 	}
 }
 

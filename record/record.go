@@ -250,6 +250,26 @@ type Evaluation struct {
 	// Language is what language models are compared by. Where it is there, only
 	// Samples of the fields above counts.
 	Language *LanguageEvaluation `json:"language,omitempty"`
+	// Outputs is what models are compared by that predict neither an image's class
+	// nor the next token. Where it is there, only Samples of the fields above counts.
+	Outputs *OutputEvaluation `json:"outputs,omitempty"`
+}
+
+// OutputEvaluation compares two models by their outputs alone, with nothing to hold
+// them against but each other.
+type OutputEvaluation struct {
+	// Task is token_classes (logits at each token, as a masked language model's),
+	// sequence_classes (logits for each sequence) or features (other numbers).
+	Task string `json:"task"`
+	Rows int64  `json:"rows"` // tokens, sequences or images that were compared
+
+	// Of logits: the mean over rows of KL(original ‖ compressed) in nats, and the
+	// percentage of rows where both models have the same largest one.
+	KL        *float64 `json:"kl,omitempty"`
+	Agreement *float64 `json:"agreement,omitempty"`
+	// RelativeError is, of features, the squared error of the compressed model's
+	// outputs over the energy of the original's.
+	RelativeError *float64 `json:"relative_error,omitempty"`
 }
 
 // LanguageEvaluation compares two language models by how they predict the same

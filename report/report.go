@@ -101,7 +101,7 @@ func newPage(run *record.Run) (*page, error) {
 		p.HasSequences = p.HasSequences || d.Sequences > 0
 		p.HasLength = p.HasLength || d.Length > 0
 	}
-	p.Language = p.HasSequences || run.Evaluation != nil && run.Evaluation.Language != nil
+	p.Language = p.HasSequences && (run.Evaluation == nil || run.Evaluation.Outputs == nil) || run.Evaluation != nil && run.Evaluation.Language != nil
 	for _, k := range run.Kept {
 		p.HasChanged = p.HasChanged || k.Changed
 	}

@@ -181,6 +181,8 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 	printSteps(p, run)
 	if e := run.Evaluation; e != nil && e.Language != nil {
 		printLanguage(p, e.Language)
+	} else if e != nil && e.Outputs != nil {
+		printOutputs(p, e)
 	} else if e != nil {
 		tied := ""
 		if e.Tied {
@@ -282,6 +284,19 @@ func printLanguage(p func(string, ...any), l *record.LanguageEvaluation) {
 		kl = fmt.Sprintf("KL between %.4f and %.4f", l.KLBounds[0], l.KLBounds[1])
 	}
 	p("%-10s %.4f nats added%s, %s, %.2f %% of tokens agree", "outputs", l.LossIncrease, interval, kl, l.Agreement)
+}
+
+func printOutputs(p func(string, ...any), e *record.Evaluation) {
+	o := e.Outputs
+	if o.RelativeError != nil {
+		p("%-10s relative squared error %.3g of the features, %d rows of %d samples", "outputs", *o.RelativeError, o.Rows, e.Samples)
+		return
+	}
+	what := "tokens"
+	if o.Task == "sequence_classes" {
+		what = "sequences"
+	}
+	p("%-10s KL %.4f over %d %s, %.2f %% agree", "outputs", *o.KL, o.Rows, what, *o.Agreement)
 }
 
 func fallbackCount(run *record.Run) int {

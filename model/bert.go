@@ -67,7 +67,9 @@ func buildBERTLike(architecture, class, prefix string, heads []string, tensors [
 	c := e.c
 	e.sizes(encoderKeys{"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}, c.eps("layer_norm_eps", 1e-12))
 	only(c, "position_embedding_type", "absolute")
-	c.pass("hidden_dropout_prob attention_probs_dropout_prob classifier_dropout output_past directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type")
+	c.pass(`hidden_dropout_prob attention_probs_dropout_prob classifier_dropout output_past directionality pooler_fc_size
+		pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type summary_last_dropout
+		sbert_ce_default_activation_function sentence_transformers`)
 	t := Embedding{Types: "embeddings.token_type_embeddings.weight", TypeRows: c.count("type_vocab_size", 2)}
 	width := e.hidden
 	switch architecture {

@@ -28,8 +28,8 @@ func parseTokenizer(data []byte) (*Tokenizer, error) {
 	if special := optional(o, "post_processor", newPostProcessor); special != nil {
 		t.template = *special
 	}
-	t.model = optional(o, "model", newModel)
-	if o.err == nil && t.model == nil {
+	model := optional(o, "model", newModel)
+	if o.err == nil && model == nil {
 		o.failf("model", "is missing")
 	}
 	var added rawList
@@ -37,7 +37,8 @@ func parseTokenizer(data []byte) (*Tokenizer, error) {
 	if err := o.finish(); err != nil {
 		return nil, err
 	}
-	t.added, err = newAddedTokens(added, t.model, t.normalize)
+	t.model, t.vocab = model.model, model.vocab
+	t.added, err = newAddedTokens(added, t.vocab, t.normalize)
 	if err != nil {
 		return nil, err
 	}

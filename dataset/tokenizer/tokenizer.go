@@ -71,7 +71,8 @@ type Tokenizer struct {
 	added       *addedTokens
 	normalize   normalizer   // nil: text stays as it is
 	preTokenize preTokenizer // nil: one piece
-	model       *bpe
+	model       model
+	vocab       *vocabulary
 	template    template
 	decode      decoder // nil: tokens joined by spaces
 	bare        bool    // puts nothing before a text
@@ -232,7 +233,7 @@ func (t *Tokenizer) Decode(ids []uint32, skipSpecial bool) (string, error) {
 // VocabSize is the number of tokens, with added tokens. A model's embedding may
 // have more rows.
 func (t *Tokenizer) VocabSize() int {
-	return len(t.model.vocab) + t.added.extra
+	return len(t.vocab.tokens) + t.added.extra
 }
 
 // ID gives a token's id: an added token's, else one of the vocabulary.
@@ -240,7 +241,7 @@ func (t *Tokenizer) ID(token string) (uint32, bool) {
 	if id, ok := t.added.ids[token]; ok {
 		return id, true
 	}
-	id, ok := t.model.vocab[token]
+	id, ok := t.vocab.ids[token]
 	return id, ok
 }
 
@@ -249,7 +250,7 @@ func (t *Tokenizer) Token(id uint32) (string, bool) {
 	if token, ok := t.added.contents[id]; ok {
 		return token, true
 	}
-	token, ok := t.model.tokens[id]
+	token, ok := t.vocab.tokens[id]
 	return token, ok
 }
 

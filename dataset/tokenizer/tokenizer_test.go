@@ -110,9 +110,8 @@ func TestUnsupportedIsNamed(t *testing.T) {
 		return fmt.Sprintf(`{"type":"Split","pattern":{"Regex":%q},"behavior":"Isolated","invert":false}`, regex)
 	}
 	for _, c := range []struct{ part, json, where, what string }{
-		{"model", `{"type":"Unigram","vocab":[]}`, "model", `"Unigram"`},
-		{"model", `{"type":"WordPiece","vocab":{}}`, "model", `"WordPiece"`},
-		{"model", `{"type":"WordLevel","vocab":{}}`, "model", `"WordLevel"`},
+		{"model", `{"type":"Morphemes","vocab":[]}`, "model", `"Morphemes"`},
+		{"model", `{"type":"Unigram","vocab":[],"alpha":0.1}`, "model", "alpha"},
 		{"model", `{"type":"BPE","vocab":{},"merges":[],"dropout":0.1}`, "model", "dropout"},
 		{"model", `{"type":"BPE","vocab":{},"merges":[],"new_option":true}`, "model", "new_option"},
 		{"normalizer", `{"type":"Precompiled","precompiled_charsmap":""}`, "normalizer", "Precompiled"},

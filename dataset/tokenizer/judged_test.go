@@ -135,9 +135,7 @@ func TestJudged(t *testing.T) {
 				if slices.Contains(normalizedAdded, c.Name) {
 					continue
 				}
-				if got, err := tok.Decode(want.IDs[i], false); err != nil || got != want.Decoded[i] {
-					t.Errorf("%q: decoded %q, %v; want %q", text, got, err, want.Decoded[i])
-				}
+				compareDecoded(t, tok, want.IDs[i], want.Decoded[i])
 			}
 		})
 	}
@@ -160,9 +158,9 @@ type job struct {
 }
 
 type answer struct {
-	Reference, Port [][]uint32
-	Decoded         []string
-	Pieces          [][][]string // by pattern and text
+	Reference, Port      [][]uint32
+	Decoded, PortDecoded []string
+	Pieces               [][][]string // by pattern and text
 }
 
 // judge asks the reference, or skips.
@@ -216,7 +214,13 @@ func TestAgainstJudge(t *testing.T) {
 		writeExpected(t, configs, answers, fixed)
 	}
 	for i, c := range configs {
-		t.Run(c.Name, func(t *testing.T) { hold(t, parse(t, c.file), texts, answers[i], c.Known) })
+		t.Run(c.Name, func(t *testing.T) {
+			a := answers[i]
+			if slices.Contains(normalizedAdded, c.Name) {
+				a.Decoded = nil
+			}
+			hold(t, parse(t, c.file), texts, a, c.Known)
+		})
 	}
 }
 
@@ -238,7 +242,9 @@ func TestTinyStoriesAgainstJudge(t *testing.T) {
 	for range 300 {
 		texts = append(texts, randomText(rng))
 	}
-	hold(t, parse(t, raw), texts, judge(t, []job{{File: raw, Texts: texts}})[0], true)
+	a := judge(t, []job{{File: raw, Texts: texts}})[0]
+	a.PortDecoded = nil // it puts spaces around unknown tokens
+	hold(t, parse(t, raw), texts, a, true)
 }
 
 func hold(t *testing.T, tok *Tokenizer, texts []string, a answer, known bool) {
@@ -247,10 +253,32 @@ func hold(t *testing.T, tok *Tokenizer, texts []string, a answer, known bool) {
 		if a.Reference != nil {
 			compare(t, tok, text, a.Reference[i])
 		}
-		// JavaScript's \s lacks U+0085 and has U+FEFF.
-		if a.Port != nil && known && !strings.ContainsAny(text, "\u0085\uFEFF") {
-			compare(t, tok, text, a.Port[i])
+		if a.Reference != nil && a.Decoded != nil {
+			compareDecoded(t, tok, a.Reference[i], a.Decoded[i])
 		}
+		if a.Port != nil && a.Port[i] != nil && known && !strings.ContainsAny(text, portDiffers) {
+			compare(t, tok, text, a.Port[i])
+			// The port puts spaces around added tokens.
+			if a.PortDecoded != nil && !slices.ContainsFunc(a.Port[i], func(id uint32) bool { return tok.added.contents[id] != "" }) {
+				compareDecoded(t, tok, a.Port[i], a.PortDecoded[i])
+			}
+		}
+	}
+}
+
+// portDiffers are characters of which the port to JavaScript says something else
+// than the reference: its \s lacks U+0085 and has U+FEFF, its toLowerCase knows the
+// sigma at a word's end, which the reference maps character by character, and its
+// \p{Mn} is newer than the tables by which the reference strips accents.
+// Configurations are not known to it with Precompiled (it does NFKC and does not
+// read the rules), Unigram's byte_fallback (it has none) and Whitespace (its \w is
+// ASCII's).
+const portDiffers = "\u0085\uFEFFΣ\u0897\u1734"
+
+func compareDecoded(t *testing.T, tok *Tokenizer, ids []uint32, want string) {
+	t.Helper()
+	if got, err := tok.Decode(ids, false); err != nil || got != want {
+		t.Errorf("%v: decoded %q, %v; want %q", ids, got, err, want)
 	}
 }
 
@@ -290,6 +318,8 @@ func randomText(rng *rand.Rand) string {
 		"tokenizer", "é", "e\u0301", "\u0323", "ß", "İ", "я", "ЖЖ", "中文", "日", "한", "ع", "ि", "ก", "😀", "👍🏽", "1", "12", "345", "٣", "½", "Ⅳ",
 		".", "...", "!?", "-", "_", "(", "{}", "\"", "▁", "Ġ", "<s>", "</s>", "<unk>", "<|endoftext|>", "<|im_end|>", "<both>", "<left>", "<right>",
 		"<Norm>", "word", "<mask>", "<0x41>", "\x00", "\u0378", "\U0001ffff", "\U0002ebf0", "\u0085", "ſ", "\u212a", "x=1;", "\ufffd", "²", "Ⓐ", "\u0345", "ﬆ", "ss",
+		"<extra_id_0>", "[MASK]", "[CLS]", "ａ", "ab", "ﷺ", "…", "q", "\u0e33", "\u0308", "\ufe0f", "\u0600", "\r", "abc", "the", "漢字", "カナ", "ー", "שָׁ", "\u200f",
+		"\u00ad", "\ue000", " ' ", " n't", " .", "do not", "Straße", "🇩🇪", "가", "\u11a8", "\u1734", "ing", "HELLO", "|", "\ufeff", "\x7f", "``", "\u0897",
 	}
 	var b strings.Builder
 	for range 1 + rng.IntN(12) {

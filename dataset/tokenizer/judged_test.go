@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 )
 
 // A testConfig is a tokenizer.json of the tests. What is known is the
@@ -245,6 +247,47 @@ func TestTinyStoriesAgainstJudge(t *testing.T) {
 	a := judge(t, []job{{File: raw, Texts: texts}})[0]
 	a.Decoded, a.PortDecoded = nil, nil // as of normalizedAdded: <unk> would have a space
 	hold(t, parse(t, raw), texts, a, true)
+}
+
+// TestCharactersAgainstJudge holds normalizers and pre-tokenizers with tables of
+// their own to the reference over the characters.
+func TestCharactersAgainstJudge(t *testing.T) {
+	var texts []string
+	var b strings.Builder
+	for r := rune(0); r <= unicode.MaxRune; r++ {
+		// Some of the large blocks, whose characters are alike.
+		alike := unicode.In(r, unicode.Han, unicode.Hangul, unicode.Co) || !unicode.In(r, unicode.L, unicode.M, unicode.N, unicode.P, unicode.S, unicode.Z, unicode.C)
+		if utf8.ValidRune(r) && (!alike || r < 0x800 || r%64 == 0) {
+			b.WriteByte('a')
+			b.WriteRune(r)
+		}
+		if b.Len() > 0 && (b.Len() > 1000 || r == unicode.MaxRune) {
+			texts = append(texts, b.String())
+			b.Reset()
+		}
+	}
+	var model map[string]json.RawMessage
+	readJSON(t, "testdata/models.json", &model)
+	level := `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}`
+	names := []string{"BertNormalizer", "accents", "Nmt", "UnicodeScripts", "BertPreTokenizer"}
+	var jobs []job
+	for _, parts := range [][2]string{
+		{`{"type":"BertNormalizer","clean_text":true,"handle_chinese_chars":true,"strip_accents":null,"lowercase":true}`, level},
+		{`{"type":"BertNormalizer","clean_text":false,"handle_chinese_chars":false,"strip_accents":true,"lowercase":false}`, level},
+		{`{"type":"Nmt"}`, level},
+		// A mark shows where each piece begins.
+		{`null`, `{"type":"Sequence","pretokenizers":[{"type":"UnicodeScripts"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":false},` + level + `]}`},
+		{`null`, `{"type":"Sequence","pretokenizers":[{"type":"BertPreTokenizer"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":false},` + level + `]}`},
+	} {
+		file := tiny(map[string]string{"normalizer": parts[0], "pre_tokenizer": parts[1], "model": string(model["bytes"])})
+		jobs = append(jobs, job{File: file, Texts: texts})
+	}
+	for i, a := range judge(t, jobs) {
+		t.Run(names[i], func(t *testing.T) {
+			a.Port = nil
+			hold(t, parse(t, jobs[i].File), texts, a, false)
+		})
+	}
 }
 
 func hold(t *testing.T, tok *Tokenizer, texts []string, a answer, known bool) {

@@ -400,7 +400,7 @@ func TestMergeAgainstBruteForce(t *testing.T) {
 
 // A long run of one letter is no trouble: time grows as n log n.
 func TestLongRun(t *testing.T) {
-	for _, name := range []string{"gpt2", "llama3", "llama2", "o200k"} {
+	for _, name := range []string{"gpt2", "llama3", "llama2", "o200k", "unigram_bytes", "t5", "bert"} {
 		tok := testTokenizer(t, name)
 		for _, part := range []string{"a", "\u0301", " ", "the"} {
 			text := strings.Repeat(part, 1<<20/len(part))

@@ -6,7 +6,7 @@
 // MODULES is a node_modules folder with `tokenizers`, the reference's own binding,
 // or `@huggingface/tokenizers`, the port. An answer has ids and decoded texts of
 // each; null where that package is not there, and where the port gives an error or
-// does not know a component. A job {patterns: [...], texts: [...]} asks for
+// does not know a component. The port is not asked with {alone: true}. A job {patterns: [...], texts: [...]} asks for
 // the pieces in which each regular expression cuts each text.
 const fs = require('fs');
 const path = require('path');
@@ -44,7 +44,7 @@ async function answer(job) {
       out.decoded.push(ids.length > 0 ? await t.decode(ids, false) : '');
     }
   }
-  if (port) {
+  if (port && !job.alone) {
     try {
       const t = new port.Tokenizer(job.file, {});
       const pairs = job.texts.map((text) => {

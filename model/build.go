@@ -46,6 +46,8 @@ func builders() []builder {
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
 		{name: gpt2, config: true, build: buildGPT2},
+		{name: mixtral, config: true, build: buildMixtral},
+		{name: qwen2MoE, config: true, build: buildQwen2MoE},
 	}
 }
 

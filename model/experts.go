@@ -158,25 +158,27 @@ func (g *Graph) Experts() []int {
 	return ops
 }
 
-// Numbers returns how many numbers of memory a value takes at most for each row
-// of the batch, beside the other values that are there at the same time. What
+// RowNumbers returns by value how many numbers of memory it takes at most for each
+// row of the batch, beside the other values that are there at the same time. What
 // experts give sums up to TopK rows for each token, so the first TopK experts'
 // outputs count, and the later ones do not.
-func (g *Graph) Numbers(value int) int {
-	n := size(g.Values[value].Shape)
+func (g *Graph) RowNumbers() []int {
+	numbers, most := make([]int, len(g.Values)), map[int]int{}
+	for v := range numbers {
+		numbers[v] = size(g.Values[v].Shape)
+	}
 	for i := range g.Ops {
-		o := &g.Ops[i]
-		at := slices.Index(o.Inputs, value) - 1
-		if o.Kind != Combine || at < 0 {
-			continue
-		}
-		weights := o.Inputs[0]
-		router := slices.IndexFunc(g.Ops, func(r Op) bool { return r.Output == weights && r.Kind == Route })
-		if router >= 0 && at < g.Values[weights].Shape[0] && at >= g.Ops[router].Routing.TopK {
-			return 0
+		switch o := &g.Ops[i]; o.Kind {
+		case Route:
+			most[o.Output] = o.Routing.TopK
+		case Combine:
+			k, ok := most[o.Inputs[0]]
+			for e := k; ok && e < g.Values[o.Inputs[0]].Shape[0]; e++ {
+				numbers[o.Inputs[1+e]] = 0
+			}
 		}
 	}
-	return n
+	return numbers
 }
 
 // routed returns how many rows of the weights, tokens × experts, go to an expert,

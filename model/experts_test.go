@@ -237,10 +237,11 @@ func TestMixtureGraphsChecked(t *testing.T) {
 func TestMixtureNumbers(t *testing.T) {
 	g := mixtureGraph(5, 4, Routing{TopK: 2}, true)
 	var got []int
+	numbers := g.RowNumbers()
 	for e := range 4 {
-		got = append(got, g.Numbers(g.Ops[3+2*e].Output))
+		got = append(got, numbers[g.Ops[3+2*e].Output])
 	}
-	if !slices.Equal(got, []int{5, 5, 0, 0}) || g.Numbers(g.Ops[8].Output) != 5 || g.Numbers(g.Ops[0].Output) != 4 {
+	if !slices.Equal(got, []int{5, 5, 0, 0}) || numbers[g.Ops[8].Output] != 5 || numbers[g.Ops[0].Output] != 4 {
 		t.Errorf("experts' outputs count as %v", got)
 	}
 	if by := g.Experts(); !slices.Equal(by, []int{-1, -1, -1, 2, -1, 4, -1, 6, -1, 8, -1}[:len(by)]) {

@@ -318,8 +318,13 @@ func (g *Graph) Tensors() []string {
 // as a head's is that shares the embedding's table. To change it is to change
 // both.
 func (g *Graph) Tied(i int) bool {
+	weight := g.Ops[i].Weight
 	for j := range g.Ops {
-		if j != i && slices.Contains(g.Ops[j].Tensors(), g.Ops[i].Weight) {
+		o := &g.Ops[j]
+		if j == i || o.Embedding == nil && o.BatchNorm == nil && o.Norm == nil && o.Weight != weight && o.Bias != weight {
+			continue // without a list: a model with many experts has many operations
+		}
+		if slices.Contains(o.Tensors(), weight) {
 			return true
 		}
 	}

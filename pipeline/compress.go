@@ -56,6 +56,9 @@ type stop struct {
 // scaled reports whether AWQ scales what the layers read.
 func (s *stop) scaled() bool { return s.layers[0].Scaled }
 
+// starved reports whether the layers are an expert's that sees too few tokens.
+func (s *stop) starved() bool { return s.layers[0].starved }
+
 // compress solves every planned layer in the order of the data.
 func (r *run) compress(ctx context.Context) error {
 	if err := r.chooseRanks(ctx); err != nil {
@@ -232,7 +235,7 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 // the original model, the samples, the reading, and everything that was
 // compressed before; a solution on its moments, its weight and its options.
 func (c *compression) setKeys(s *stop) (err error) {
-	if c.calibration != nil {
+	if c.calibration != nil && !s.starved() {
 		parts := []any{
 			"moments", layer.EncodingVersion, blas.Path, c.sha, c.graph.Hash(),
 			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream,
@@ -271,7 +274,10 @@ func (c *compression) setKeys(s *stop) (err error) {
 // other recipe, and a run that is killed and resumed has to bring the streams to
 // the stop again anyway. Those of a large model are tens of gigabytes.
 func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, error) {
-	if c.calibration == nil {
+	if s.starved() && slices.ContainsFunc(s.layers, func(l *PlanLayer) bool { return l.Compensate != nil }) {
+		return c.white(s)
+	}
+	if c.calibration == nil || s.starved() {
 		return nil, nil
 	}
 	if c.upstream != "" {
@@ -434,6 +440,9 @@ func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached
 	for _, f := range fallbacks {
 		if c.recipe.OnFallback == "fail" {
 			return &FallbackError{Layer: l.Name, Fallback: f}
+		}
+		if l.fewTokens != nil && f == *l.fewTokens {
+			continue // the plan's notes say it, once for all of a block's
 		}
 		if c.recipe.OnFallback == "warn" {
 			c.clock.emit(Event{Warning: fmt.Sprintf("layer %s: %s instead of %s: %s", l.Name, f.Got, f.Asked, f.Reason)})

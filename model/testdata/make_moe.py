@@ -48,7 +48,7 @@ def forward(config, t, ids, feed, window_of, seen):
         y = lm.attend(lm.rotate(q, rates), lm.rotate(k, rates), v, dim ** -.5, window_of(i))
         x = x + lm.affine(y, t, at + "self_attn.o_proj")
         y, count = feed(lm.rms(x, t[at + "post_attention_layernorm.weight"], eps), i)
-        for e, n in count.items():
+        for e, n in count.items() if len(ids) > 1 else ():  # a sequence of one token predicts nothing
             seen.setdefault(i, {}).setdefault(e, 0)
             seen[i][e] += n
         x = x + y

@@ -441,9 +441,6 @@ func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached
 		if c.recipe.OnFallback == "fail" {
 			return &FallbackError{Layer: l.Name, Fallback: f}
 		}
-		if l.fewTokens != nil && f == *l.fewTokens {
-			continue // the plan's notes say it, once for all of a block's
-		}
 		if c.recipe.OnFallback == "warn" {
 			c.clock.emit(Event{Warning: fmt.Sprintf("layer %s: %s instead of %s: %s", l.Name, f.Got, f.Asked, f.Reason)})
 		}
@@ -453,6 +450,9 @@ func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached
 		if err := c.correctBias(l, s.Bias); err != nil {
 			return err
 		}
+	}
+	if l.fewTokens != nil { // the plan's notes have told of it, once for all of a block
+		fallbacks = append(fallbacks, *l.fewTokens)
 	}
 	entry, err := c.layerRecord(l, s, fallbacks)
 	if err != nil {

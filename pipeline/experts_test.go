@@ -169,11 +169,12 @@ func TestMixturesSameBytes(t *testing.T) {
 	}
 }
 
-// TestMixtureErrorsAreTheModels: at 8 bits of all layers the compressed model's own
+// TestMixtureEightBits: at 8 bits of all layers the compressed model's own
 // routing is nearly the original's, and so are its answers.
 func TestMixtureEightBits(t *testing.T) {
 	for name := range mixtureTokens {
-		r := mixtureRecipe(t, name, `rules: [{match: "*", steps: [{quantize: {method: gptq, bits: 8}}]}]`, 1)
+		r := mixtureRecipe(t, name, `experts: {min_tokens: 1}
+rules: [{match: "*", steps: [{quantize: {method: gptq, bits: 8}}]}]`, 1)
 		run := mustRun(t, r, pipeline.Options{})
 		if l := run.Evaluation.Language; l.KL > 2e-2 || l.Agreement < 85 {
 			t.Errorf("%s: KL %v, %v %% agree", name, l.KL, l.Agreement)

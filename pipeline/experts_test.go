@@ -284,8 +284,11 @@ func TestMixtureMethods(t *testing.T) {
 // TestMixtureRemoved: heads, MLPs and blocks go from mixtures too, with repair.
 func TestMixtureRemoved(t *testing.T) {
 	for _, s := range []struct{ name, remove string }{
-		{"mixtral", `{heads: 0.5}`}, {"mixtral-top1", `{mlp: "layers.1.*"}`}, {"qwen2-moe", `{mlp: "layers.1.*"}, {blocks: [0]}`},
-		{"qwen2-moe-sparse", `{mlp: "layers.3.*"}, {heads: 0.5}`}, {"qwen2-moe-sparse", `{blocks: [2]}, {channels: 0.5}`},
+		{"mixtral", `{heads: 0.5}`},
+		{"mixtral-top1", `{mlp: "layers.1.*"}`},
+		{"qwen2-moe", `{mlp: "layers.1.*"}, {blocks: [0]}`},
+		{"qwen2-moe-sparse", `{mlp: "layers.3.*"}, {heads: 0.5}`},
+		{"qwen2-moe-sparse", `{blocks: [2]}, {channels: 0.5}`},
 	} {
 		r := mixtureRecipe(t, s.name, "remove: ["+s.remove+`]
 rules: [{match: "*down_proj|*.w2|*o_proj", steps: [{quantize: {method: gptq, bits: 8}}]}]`, 2)

@@ -117,23 +117,21 @@ func (g *Graph) checkRows(o *Op, rows []routedRows) error {
 }
 
 // Gates reports whether layer i decides how much of an expert a token gets: a
-// router, or the gate of a shared expert.
+// router, or the gate of a shared expert. What reads it stands in its block.
 func (g *Graph) Gates(i int) bool {
-	if !g.Ops[i].IsLayer() {
-		return false
-	}
-	for _, r := range g.Readers(g.Ops[i].Output) {
-		o := &g.Ops[r]
-		if o.Kind == Route {
+	return g.Ops[i].IsLayer() && g.gates(i, g.Ops[i].Output)
+}
+
+// gates reports whether a router's choice, or a factor of rows, is made of a value
+// that operation i writes, be it through a sigmoid.
+func (g *Graph) gates(i, value int) bool {
+	for r := i + 1; r < len(g.Ops) && g.Ops[r].Block == g.Ops[i].Block; r++ {
+		switch o := &g.Ops[r]; {
+		case !slices.Contains(o.Inputs, value):
+		case o.Kind == Route, o.Kind == ScaleRows && o.Inputs[1] == value:
 			return true
-		}
-		if o.Kind != Sigmoid {
-			continue
-		}
-		for _, s := range g.Readers(o.Output) {
-			if g.Ops[s].Kind == ScaleRows && g.Ops[s].Inputs[1] == o.Output {
-				return true
-			}
+		case o.Kind == Sigmoid:
+			return g.gates(r, o.Output)
 		}
 	}
 	return false

@@ -61,17 +61,24 @@ func (rule *Rule) names(name string) bool {
 	return false
 }
 
-// noteGates notes the first gate that a rule would have reached.
-func (p *Plan) noteGates(r *Recipe, g *model.Graph) {
+// noteExperts notes that the recipe speaks of experts and the model has none, or the
+// gates that a rule would have reached.
+func (p *Plan) noteExperts(r *Recipe, g *model.Graph) {
+	if said := r.Experts.MinTokens > 0 || r.Experts.Fallback == "keep"; said && !hasExperts(g) {
+		p.Notes = append(p.Notes, "the recipe's experts change nothing: the model has none")
+	}
+	var patterns []string
 	for i := range g.Ops {
 		name := g.Ops[i].Name
 		reached := slices.ContainsFunc(r.Rules, func(rule Rule) bool { return rule.matches(name) })
 		named := slices.ContainsFunc(r.Rules, func(rule Rule) bool { return rule.names(name) })
-		if reached && !named && g.Gates(i) {
-			p.Notes = append(p.Notes, fmt.Sprintf("layer %s and its like stay as they are: they choose and weigh experts, and are small; a rule that matches %q reaches them",
-				name, "*"+name[strings.LastIndex(name, "."):]))
-			return
+		pattern := "*." + name[strings.LastIndex(name, ".")+1:]
+		if reached && !named && g.Gates(i) && !slices.Contains(patterns, pattern) {
+			patterns = append(patterns, pattern)
 		}
+	}
+	if len(patterns) > 0 {
+		p.Notes = append(p.Notes, fmt.Sprintf("layers %s stay as they are: they choose and weigh experts, and are small; rules reach them by these very patterns", strings.Join(patterns, " and ")))
 	}
 }
 

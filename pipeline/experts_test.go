@@ -77,6 +77,10 @@ rules:
 func TestMixtures(t *testing.T) {
 	for name, tokens := range mixtureTokens {
 		r := mixtureRecipe(t, name, "experts: {min_tokens: 6}"+mixtureRules, 1)
+		plan, err := pipeline.MakePlan(context.Background(), r, pipeline.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
 		var warnings []string
 		run := mustRun(t, r, pipeline.Options{Workers: 2, Events: func(e pipeline.Event) {
 			if strings.Contains(e.Warning, "experts") {
@@ -85,6 +89,9 @@ func TestMixtures(t *testing.T) {
 		}})
 		if len(run.Experts.Mixtures) != len(tokens) || run.Experts.MinTokens != 6 || run.Experts.Fallback != "nearest" {
 			t.Fatalf("%s: %+v", name, run.Experts)
+		}
+		if plan.WeightBytes != run.Output.WeightBytes {
+			t.Errorf("%s: %d bytes were planned without data, %d written", name, plan.WeightBytes, run.Output.WeightBytes)
 		}
 		starved := 0
 		for i, m := range run.Experts.Mixtures {

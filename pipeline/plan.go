@@ -335,7 +335,7 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 			p.Kept = append(p.Kept, t)
 		}
 	}
-	p.noteGates(r, graph)
+	p.noteExperts(r, graph)
 	if r.Search == nil {
 		p.noteFusions()
 	}

@@ -63,6 +63,8 @@ func builders() []builder {
 		{name: distilbert, config: true, build: buildDistilBERT},
 		{name: vit, config: true, build: buildViT},
 		{name: whisper, config: true, build: buildWhisper},
+		{name: mixtral, config: true, build: buildMixtral},
+		{name: qwen2MoE, config: true, build: buildQwen2MoE},
 	}
 }
 

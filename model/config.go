@@ -131,6 +131,13 @@ func (c *config) count(key string, absent int) int {
 	return n
 }
 
+// preset gives a key that is not set a family's own default, in JSON.
+func (c *config) preset(key, value string) {
+	if !c.set(key) && c.raw != nil {
+		c.raw[key] = json.RawMessage(value)
+	}
+}
+
 // eps returns what a normalization adds to a variance.
 func (c *config) eps(key string, absent float64) float64 {
 	v := get(c, key, absent)

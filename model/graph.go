@@ -52,6 +52,13 @@ const (
 	// linear layers, normalizations and attention take both.
 	ToTokens   OpKind = "tokens"      // the positions of an image as tokens, after those of Sequence, plus positions
 	FirstToken OpKind = "first_token" // the first token of each sequence
+
+	// Those of mixtures of experts. An expert's values have the rows of its own
+	// tokens only, in their order; there may be none.
+	Route     OpKind = "route"      // logits of the experts to their weights, 0 for all but some
+	Dispatch  OpKind = "dispatch"   // of x and the weights: x of the tokens that go to Expert
+	Combine   OpKind = "combine"    // of the weights and each expert's y: Σ weight·y, plus one further value if there is one
+	ScaleRows OpKind = "scale_rows" // x times one number for each token
 )
 
 // Op is one operation of a graph. Inputs and Output are indices into
@@ -85,6 +92,8 @@ type Op struct {
 	Norm        *Norm         `json:"norm,omitempty"`         // RMSNorm, LayerNorm
 	Attention   *Attention    `json:"attention,omitempty"`    // Attend
 	Sequence    *Sequence     `json:"sequence,omitempty"`     // ToTokens
+	Routing     *Routing      `json:"routing,omitempty"`      // Route
+	Expert      int           `json:"expert,omitempty"`       // Dispatch: which expert's tokens
 }
 
 // BatchNorm names the tensors of a batch normalization in inference, one
@@ -192,11 +201,15 @@ func (g *Graph) Check() error {
 	if err := g.Normalize.check(g.Values[g.Input].Shape[0]); err != nil {
 		return err
 	}
-	written := make([]bool, len(g.Values))
+	written, rows := make([]bool, len(g.Values)), make([]routedRows, len(g.Values))
 	written[g.Input] = true
 	layers := make(map[string]bool)
 	for i := range g.Ops {
-		if err := g.checkOp(i, written); err != nil {
+		err := g.checkOp(i, written)
+		if err == nil {
+			err = g.checkRows(&g.Ops[i], rows)
+		}
+		if err != nil {
 			return fmt.Errorf("graph: operation %d (%s): %w", i, g.Ops[i].Name, err)
 		}
 		if w := g.Ops[i].Weight; w != "" {
@@ -208,6 +221,9 @@ func (g *Graph) Check() error {
 	}
 	if !written[g.Output] {
 		return fmt.Errorf("graph: no operation writes the output %s", g.Values[g.Output].Name)
+	}
+	if rows[g.Output].routed {
+		return fmt.Errorf("graph: the output %s is of one expert's tokens", g.Values[g.Output].Name)
 	}
 	return nil
 }
@@ -279,9 +295,10 @@ func (g *Graph) HasHead() bool {
 	return last > 0 && g.Ops[0].Kind == Embed && g.Ops[last].Kind == Linear && g.Ops[last].Output == g.Output
 }
 
-// Segments cuts the graph where its blocks begin and end, so that a caller who
-// runs all batches through one segment before the next needs the weights of one
-// block at a time. The last operation of a language model, its head, is in none:
+// Segments cuts the graph where its blocks begin and end, and where experts do, so
+// that a caller who runs all batches through one segment before the next needs the
+// weights of one block, or one expert, at a time. The last operation of a language
+// model, its head, is in none:
 // see Head.
 func (g *Graph) Segments() []Segment {
 	end := len(g.Ops)
@@ -291,7 +308,7 @@ func (g *Graph) Segments() []Segment {
 	var segments []Segment
 	for from := 0; from < end; {
 		to := from + 1
-		for to < end && g.Ops[to].Block == g.Ops[from].Block {
+		for to < end && g.Ops[to].Block == g.Ops[from].Block && g.Ops[to].Kind != Dispatch {
 			to++
 		}
 		segments = append(segments, Segment{from, to})
@@ -320,8 +337,13 @@ func (g *Graph) Tensors() []string {
 // as a head's is that shares the embedding's table. To change it is to change
 // both.
 func (g *Graph) Tied(i int) bool {
+	weight := g.Ops[i].Weight
 	for j := range g.Ops {
-		if j != i && slices.Contains(g.Ops[j].Tensors(), g.Ops[i].Weight) {
+		o := &g.Ops[j]
+		if j == i || o.Embedding == nil && o.BatchNorm == nil && o.Norm == nil && o.Weight != weight && o.Bias != weight {
+			continue // without a list: a model with many experts has many operations
+		}
+		if slices.Contains(o.Tensors(), weight) {
 			return true
 		}
 	}
@@ -404,6 +426,10 @@ func (o *Op) detail() string {
 		return o.Attention.String()
 	case o.Sequence != nil:
 		return o.Sequence.String()
+	case o.Routing != nil:
+		return o.Routing.String()
+	case o.Kind == Dispatch:
+		return fmt.Sprintf("tokens of expert %d", o.Expert)
 	case o.Transposed:
 		return "stored as inputs × outputs"
 	}

@@ -23,7 +23,7 @@ import (
 )
 
 // tinyModels are the folders that testdata/make_lm.py writes.
-var tinyModels = []string{"llama-linear", "llama-llama3", "mistral", "qwen2", "gpt2", "gpt2-options"}
+var tinyModels = append([]string{"llama-linear", "llama-llama3", "mistral", "qwen2", "gpt2", "gpt2-options"}, tinyMixtures...)
 
 // normedModels are those that testdata/make_ln.py writes.
 var normedModels = []string{
@@ -96,7 +96,7 @@ func TestFamiliesDependOnEachField(t *testing.T) {
 		count := len(buildTiny(t, c, config).Ops)
 		for i := range count {
 			for what, spoil := range map[string]func(o *Op) bool{
-				"eps": func(o *Op) bool { return o.Norm != nil && set(&o.Norm.Eps, .01) },
+				"eps": func(o *Op) bool { return o.Norm != nil && set(&o.Norm.Eps, .1) },
 				"scale": func(o *Op) bool {
 					return o.Attention != nil && set(&o.Attention.Scale, o.Attention.Scale*1.1)
 				},
@@ -113,9 +113,12 @@ func TestFamiliesDependOnEachField(t *testing.T) {
 				"no scaling": func(o *Op) bool {
 					return rope(o) && o.Attention.Rope.Scaling != nil && set(&o.Attention.Rope.Scaling, nil)
 				},
-				"type": func(o *Op) bool { return scaled(o) && set(&o.Attention.Rope.Scaling.Type, ropeLinear) },
-				"low":  func(o *Op) bool { return scaled(o) && set(&o.Attention.Rope.Scaling.LowFreq, .5) },
-				"high": func(o *Op) bool { return scaled(o) && set(&o.Attention.Rope.Scaling.HighFreq, 5) },
+				"top_k":     func(o *Op) bool { return o.Routing != nil && set(&o.Routing.TopK, o.Routing.TopK+1) },
+				"normalize": func(o *Op) bool { return o.Routing != nil && set(&o.Routing.Normalize, !o.Routing.Normalize) },
+				"sigmoid":   func(o *Op) bool { return o.Kind == Sigmoid && set(&o.Kind, Tanh) },
+				"type":      func(o *Op) bool { return scaled(o) && set(&o.Attention.Rope.Scaling.Type, ropeLinear) },
+				"low":       func(o *Op) bool { return scaled(o) && set(&o.Attention.Rope.Scaling.LowFreq, .5) },
+				"high":      func(o *Op) bool { return scaled(o) && set(&o.Attention.Rope.Scaling.HighFreq, 5) },
 				"bias": func(o *Op) bool {
 					// A key's bias adds the same to all scores of a query, but for its rope.
 					silent := strings.HasSuffix(o.Name, "k_proj") && !slices.ContainsFunc(buildTiny(t, c, config).Ops, func(o Op) bool { return rope(&o) })

@@ -13,7 +13,7 @@ type sizeKeys struct{ blocks, heads, kvHeads, headDim, channels string }
 // familyKeys returns the keys of a decoder, nil for other architectures.
 func familyKeys(architecture string) *sizeKeys {
 	switch architecture {
-	case llama, mistral, qwen2:
+	case llama, mistral, qwen2, mixtral, qwen2MoE:
 		return &sizeKeys{"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"}
 	case gpt2, gptJ:
 		return &sizeKeys{blocks: "n_layer", heads: "n_head", channels: "n_inner"}
@@ -55,13 +55,15 @@ func (r *remover) numbered() (fixed bool, layers int, err error) {
 	}
 	c := newConfig(r.g.Architecture, r.options.Config)
 	keys = keys.in(c)
-	fixed = get(c, "scale_attn_by_inverse_layer_idx", false)
+	fixed = get(c, "scale_attn_by_inverse_layer_idx", false) ||
+		get(c, "decoder_sparse_step", 1) > 1 || len(get[[]int](c, "mlp_only_layers", nil)) > 0
 	layers = c.count(keys.blocks, 0)
 	return fixed, layers, c.err
 }
 
-// shapesLeft returns the shape of each block that stays.
-func (r *remover) shapesLeft() []BlockShape {
+// shapesLeft returns the shape of each block that stays. One with experts has the
+// given channels.
+func (r *remover) shapesLeft(channels int) []BlockShape {
 	shapes := make([]BlockShape, len(r.keep))
 	place := map[int]int{}
 	for i, block := range r.keep {
@@ -80,7 +82,12 @@ func (r *remover) shapesLeft() []BlockShape {
 			continue
 		}
 		if s, err := r.g.sublayerSite(i); err == nil && s.Kind == MLPSite {
-			inner := r.g.Ops[s.Ops[len(s.Ops)-2]].Inputs[0] // of the layer that the sum adds
+			last := &r.g.Ops[s.Ops[len(s.Ops)-2]]
+			if last.Kind == Combine { // experts stay as wide as the config says
+				shapes[at].Channels = channels
+				continue
+			}
+			inner := last.Inputs[0] // of the layer that the sum adds
 			shape := r.g.Values[inner].Shape
 			shapes[at].Channels = shape[len(shape)-1] - r.lostInputs(inner)
 		}
@@ -125,7 +132,7 @@ func (r *remover) config() (text []byte, own string, err error) {
 		}
 		put("layer_types", left)
 	}
-	if r.g.Architecture == qwen2 && len(r.keep) < layers {
+	if (r.g.Architecture == qwen2 || r.g.Architecture == qwen2MoE) && len(r.keep) < layers {
 		// Blocks from max_window_layers on have a window: count those before it.
 		from := get(c, "max_window_layers", 28)
 		before := 0
@@ -137,7 +144,11 @@ func (r *remover) config() (text []byte, own string, err error) {
 		put("max_window_layers", before)
 	}
 
-	shapes := r.shapesLeft()
+	channels := 0
+	if c.set(keys.channels) {
+		channels = c.count(keys.channels, 0)
+	}
+	shapes := r.shapesLeft(channels)
 	heads, headDim := c.count(keys.heads, 0), 0
 	for i := range r.g.Ops {
 		if a := r.g.Ops[i].Attention; a != nil {

@@ -218,10 +218,12 @@ func (g *Graph) sublayerSite(sum int) (*Site, error) {
 	}
 	s := &Site{Kind: MLPSite, Block: g.Ops[sum].Block, Units: 1, Run: 1, Ops: ops}
 	for _, i := range ops {
-		if g.Ops[i].IsLayer() {
+		switch op := &g.Ops[i]; {
+		case op.Kind == Combine: // which comes after its experts
+			s.Name = parentOf(op.Name)
+		case op.IsLayer():
 			s.Name = g.sublayerName(i, sum)
-		}
-		if g.Ops[i].Attention != nil {
+		case op.Attention != nil:
 			s.Kind = AttentionSite
 		}
 	}
@@ -444,6 +446,13 @@ func (g *Graph) channelSite(i int) (*Site, error) {
 	}
 	if problem != "" {
 		return nil, &RemovalError{ChannelSite, op.Name, problem}
+	}
+	for _, c := range w.site.Consumers {
+		for _, r := range g.Readers(g.Ops[c.Op].Output) {
+			if kind := g.Ops[r].Kind; kind == Combine || kind == ScaleRows {
+				return nil, &RemovalError{ChannelSite, op.Name, "they are an expert's, and config.json has one size for the experts of all blocks"}
+			}
+		}
 	}
 	// The walk met layers in an order of its own; the graph's is the site's.
 	slices.SortFunc(w.site.Consumers, func(a, b Consumer) int { return a.Op - b.Op })

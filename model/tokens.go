@@ -75,6 +75,14 @@ func (e *Executor) computeTokens(ctx context.Context, o *Op, in []*Tensor, y *Te
 		return e.flat(ctx, y, func(from, to int) { vec.GELU(y.Data[from:to], in[0].Data[from:to]) })
 	case GELUTanh:
 		return e.flat(ctx, y, func(from, to int) { vec.GELUTanh(y.Data[from:to], in[0].Data[from:to]) })
+	case Route:
+		return e.route(ctx, o, in[0], y)
+	case Dispatch:
+		return e.dispatch(ctx, o, in[0], in[1], y)
+	case Combine:
+		return e.combine(ctx, in, y)
+	case ScaleRows:
+		return e.scaleRows(ctx, in[0], in[1], y)
 	}
 	return e.computeEncoder(ctx, o, in, y)
 }

@@ -58,6 +58,9 @@ type stop struct {
 // scaled reports whether AWQ scales what the layers read.
 func (s *stop) scaled() bool { return s.layers[0].Scaled }
 
+// starved reports whether the layers are an expert's that sees too few tokens.
+func (s *stop) starved() bool { return s.layers[0].starved }
+
 // compress solves every planned layer in the order of the data.
 func (r *run) compress(ctx context.Context) error {
 	if err := r.chooseRanks(ctx); err != nil {
@@ -234,7 +237,7 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 // the original model, the samples, the reading, and everything that was
 // compressed before; a solution on its moments, its weight and its options.
 func (c *compression) setKeys(s *stop) (err error) {
-	if c.calibration != nil {
+	if c.calibration != nil && !s.starved() {
 		parts := []any{
 			"moments", layer.EncodingVersion, blas.Path, c.sha, c.graph.Hash(),
 			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream,
@@ -273,7 +276,10 @@ func (c *compression) setKeys(s *stop) (err error) {
 // other recipe, and a run that is killed and resumed has to bring the streams to
 // the stop again anyway. Those of a large model are tens of gigabytes.
 func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, error) {
-	if c.calibration == nil {
+	if s.starved() && slices.ContainsFunc(s.layers, func(l *PlanLayer) bool { return l.Compensate != nil }) {
+		return c.white(s)
+	}
+	if c.calibration == nil || s.starved() {
 		return nil, nil
 	}
 	if c.upstream != "" {
@@ -447,6 +453,9 @@ func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached
 		if err := c.correctBias(l, s.Bias); err != nil {
 			return err
 		}
+	}
+	if l.fewTokens != nil { // the plan's notes have told of it, once for all of a block
+		fallbacks = append(fallbacks, *l.fewTokens)
 	}
 	entry, err := c.layerRecord(l, s, fallbacks)
 	if err != nil {

@@ -62,7 +62,11 @@ type PlanLayer struct {
 	leftOut string
 	// ranked says that a budget has given the layer its rank.
 	ranked bool
-	block  string // of a transformer, which OWL prunes alike; "" for none
+	// starved says that the layer is an expert's that sees too few tokens, so that it
+	// gets what needs no data; fewTokens is what it does not get for that.
+	starved   bool
+	fewTokens *layer.Fallback
+	block     string // of a transformer, which OWL prunes alike; "" for none
 }
 
 // hasTerm reports whether a low-rank term is added to the layer.
@@ -83,6 +87,11 @@ type LayerTerm struct {
 
 // needsMoments reports whether the layer's solution depends on data.
 func (l *PlanLayer) needsMoments() bool {
+	return !l.starved && l.learns()
+}
+
+// learns reports whether the layer's steps learn from data.
+func (l *PlanLayer) learns() bool {
 	return l.Scaled || l.Compensate != nil || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
 }
 
@@ -195,7 +204,8 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	if err := r.planLayers(); err != nil {
 		return err
 	}
-	if data {
+	keeps := r.recipe.Experts.Fallback == "keep" && r.recipe.Calibration != nil && hasExperts(r.graph)
+	if data || keeps { // which layers stay as they are depends on data
 		if err := r.openData(ctx); err != nil {
 			return err
 		}
@@ -222,6 +232,12 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 		}
 	}()
 	r.weights = newWeights(r.ckpt, nil, r.plan)
+	if err := r.countExperts(ctx); err != nil {
+		return err
+	}
+	if err := r.fallBackExperts(); err != nil {
+		return err
+	}
 	if err := r.plan.allocate(ctx, r.recipe, r.weights, &measurer{r}); err != nil {
 		return err
 	}
@@ -324,6 +340,7 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 			p.Kept = append(p.Kept, t)
 		}
 	}
+	p.noteExperts(r, graph)
 	if r.Search == nil {
 		p.noteFusions()
 	}
@@ -385,7 +402,11 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) ([
 	if !op.IsLayer() {
 		return nil, nil
 	}
-	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return rule.matches(op.Name) })
+	matches := (*Rule).matches
+	if graph.Gates(i) {
+		matches = (*Rule).names
+	}
+	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return matches(&rule, op.Name) })
 	if at < 0 || len(r.Rules[at].Steps)+len(r.Rules[at].levels) == 0 {
 		return nil, nil
 	}

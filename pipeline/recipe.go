@@ -30,6 +30,7 @@ type Recipe struct {
 	Sequential  string   `yaml:"sequential"` // value (default) or none
 	Remove      []Remove `yaml:"remove"`     // before the rules
 	Rules       []Rule   `yaml:"rules"`
+	Experts     Experts  `yaml:"experts"`
 	Search      *Search  `yaml:"search"`
 	OnFallback  string   `yaml:"on_fallback"` // fail, warn (default) or allow
 	Output      Output   `yaml:"output"`
@@ -296,6 +297,9 @@ func (r *Recipe) check() (where, reason string) {
 	}
 	if len(r.Rules) == 0 && len(r.Remove) == 0 {
 		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {bits: 4}}]}`
+	}
+	if where, reason := r.Experts.check(); reason != "" {
+		return "experts" + where, reason
 	}
 	for i := range r.Remove {
 		if where, reason := r.Remove[i].check(); reason != "" {

@@ -251,7 +251,8 @@ func (m *removal) start() (err error) {
 			continue
 		}
 		for _, sum := range c.site.Ops {
-			if m.graph.Ops[sum].Kind == model.Add {
+			switch m.graph.Ops[sum].Kind {
+			case model.Add, model.Combine, model.ScaleRows:
 				m.silence(c.site.Ops, sum)
 			}
 		}
@@ -272,8 +273,8 @@ func (m *removal) silence(ops []int, sum int) {
 		}
 		for _, name := range names {
 			m.zero[name] = true
+			m.changed[i] = true
 		}
-		m.changed[i] = true
 	}
 }
 

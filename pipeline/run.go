@@ -91,6 +91,9 @@ type run struct {
 	own    string // why other readers cannot have it; "" where they can
 	sha    string // of ckpt
 
+	routings  map[int]*routing // by the value of a router's weights; nil without experts or data
+	fewTokens []fewTokens
+
 	search      *record.Search // that chose the recipe's rules; nil for none
 	plan        *Plan
 	calibration samples // nil when no method needs data and none is given
@@ -264,6 +267,7 @@ func (r *run) startRecord(ctx context.Context) error {
 		r.record.Source.Parameters += t.Elements()
 	}
 	r.recordRemoved()
+	r.recordExperts()
 	for _, text := range r.plan.Notes {
 		r.clock.emit(Event{Warning: text})
 	}

@@ -63,7 +63,10 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, f quantize.Factor
 			e.Pruned = before.Solved
 		}
 	}
-	if c.spectra != nil && l.hasBudget(c.recipe) {
+	if l.starved { // what was measured is no error on data
+		s.Errors = layer.Errors{Damping: s.Errors.Damping}
+	}
+	if c.spectra != nil && l.hasBudget(c.recipe) && !l.starved {
 		if err := c.addSpectrum(ctx, l, f, prob, s); err != nil {
 			return nil, err
 		}

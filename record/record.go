@@ -37,6 +37,8 @@ type Run struct {
 	Sequential string    `json:"sequential"`        // value or none
 	Search     *Search   `json:"search,omitempty"`  // nil where the recipe says what each layer gets
 	Removed    []Removed `json:"removed,omitempty"` // before anything else was done
+	// Experts is what experts saw of the calibration data; nil for a model without.
+	Experts *Experts `json:"experts,omitempty"`
 	// RemovedBytes is by how much Removed makes the source's tensors smaller.
 	RemovedBytes int64       `json:"removed_bytes,omitempty"`
 	Layers       []Layer     `json:"layers"` // in the order of the data
@@ -126,6 +128,34 @@ type Removed struct {
 	// without repair. Absent without data.
 	RelativeError      *float64 `json:"relative_error,omitempty"`
 	PlainRelativeError *float64 `json:"plain_relative_error,omitempty"`
+}
+
+// Experts is what the experts of a model saw of the calibration data, in the original
+// model, and what became of those that saw too little.
+type Experts struct {
+	Mixtures []Mixture `json:"mixtures"` // in the order of the data
+	// MinTokens is how many tokens an expert's layer was to see; where it is 0, so
+	// many for each of the layer's inputs.
+	MinTokens int    `json:"min_tokens,omitempty"`
+	PerInput  int    `json:"min_tokens_per_input,omitempty"`
+	Fallback  string `json:"fallback"` // what the others get: nearest or keep
+	// Layers are those that saw fewer and for which that is something else than
+	// what the recipe's rules say.
+	Layers []ExpertLayer `json:"layers,omitempty"`
+}
+
+// Mixture is a router with its experts. A token goes to several, so the sum of
+// Tokens is a multiple of how many there are.
+type Mixture struct {
+	Name   string  `json:"name"`
+	Block  int     `json:"block"`
+	Tokens []int64 `json:"tokens"` // by expert
+}
+
+// ExpertLayer is a layer of an expert that saw too few tokens.
+type ExpertLayer struct {
+	Layer string `json:"layer"`
+	Fallback
 }
 
 // Layer is one compressed layer.

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pack"
@@ -449,7 +450,7 @@ func (s *source) checkNames(list []safetensors.Source) error {
 		if spec.valued() {
 			continue // config.json names the tensor itself
 		}
-		if weight, err := resolve(moduleOf(name), configGroup{scheme: spec.scheme()}, names); err != nil || weight != name {
+		if weight, err := resolve(moduleOf(name), configGroup{scheme: spec.scheme()}, names); err != nil || weight != name || strings.HasPrefix(name, "re:") {
 			return bad(name, ErrInput, "the names of the checkpoint would make it ambiguous which tensor is compressed")
 		}
 	}

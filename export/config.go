@@ -201,7 +201,7 @@ func (in Input) groupText(t loader.Tensor) (text, format string, ok bool, err er
 		if g == nil {
 			return "", "", false, nil
 		}
-		return g.text, g.formatName(), true, nil
+		return g.text, g.format, true, nil
 	}
 	spec, ok := in.Specs[t.Name]
 	if !ok || spec.valued() {

@@ -71,6 +71,7 @@ type configGroup struct {
 	targets     []string
 	scheme      scheme        // of a layout that fettle writes
 	affine      *affineScheme // of another one; nil else
+	format      string        // the name of the layout, as the config has it
 	text        string        // all of the group but its targets, as JSON
 	activations bool          // are quantized when the model runs
 }
@@ -85,13 +86,6 @@ func (g configGroup) codesName(weight string) string {
 		return ""
 	}
 	return (&affine{affineScheme: *g.affine, name: weight}).codesName()
-}
-
-func (g configGroup) formatName() string {
-	if g.affine != nil {
-		return g.affine.layout
-	}
-	return g.scheme.formatName()
 }
 
 // parseConfig reads a config.json; quantize, where it is not nil, is GPTQ's own file
@@ -114,7 +108,9 @@ func parseConfig(data, quantize []byte) (d declared, err error) {
 		d.quantization = nil
 	}
 	if d.quantization == nil && quantize != nil {
-		d.quantization, d.method = quantize, gptqMethod // which early versions do not name
+		if d.quantization, err = named(quantize); err != nil {
+			return d, fmt.Errorf("%s: %w", quantizeName, err)
+		}
 	}
 	if d.quantization == nil {
 		return d, fmt.Errorf("no quantization_config")
@@ -133,6 +129,18 @@ func parseConfig(data, quantize []byte) (d declared, err error) {
 		return d, err
 	}
 	return d, &MethodError{Method: d.method}
+}
+
+// named returns GPTQ's config with its method, which early versions do not name.
+func named(quantize []byte) ([]byte, error) {
+	keys := map[string]json.RawMessage{}
+	if err := json.Unmarshal(quantize, &keys); err != nil {
+		return nil, err
+	}
+	if _, ok := keys["quant_method"]; !ok && keys != nil {
+		keys["quant_method"] = json.RawMessage(`"` + gptqMethod + `"`)
+	}
+	return json.Marshal(keys)
 }
 
 // parseGroups reads compressed-tensors' quantization_config.
@@ -155,7 +163,7 @@ func (d *declared) parseGroups() error {
 		if err != nil {
 			return fmt.Errorf("config group %q: %w", name, err)
 		}
-		formats = append(formats, g.formatName())
+		formats = append(formats, g.format)
 		if g.affine == nil && g.scheme.format == layer.Integer && 32%g.scheme.bits != 0 && olderThanDense(q.Version) {
 			return fmt.Errorf("version %q packs %d bits in another way than %s and later, which fettle reads; save the model anew with a later version of compressed-tensors", q.Version, g.scheme.bits, layoutVersion)
 		}
@@ -191,6 +199,7 @@ func parseGroup(name string, text json.RawMessage, format string) (c configGroup
 	if g.Format != nil {
 		format = *g.Format
 	}
+	c.format = format
 	delete(keys, "targets")
 	keys["format"] = format
 	if c.text, err = canonical(keys); err != nil {

@@ -107,6 +107,9 @@ func (s affineScheme) describe() string {
 		name = s.layout
 	}
 	text := fmt.Sprintf("%s %d bits", name, s.bits)
+	if s.float {
+		text = "FP8"
+	}
 	switch {
 	case s.strategy == "block":
 		text += fmt.Sprintf(" in blocks of %d×%d", s.block[0], s.block[1])
@@ -124,7 +127,10 @@ func (s affineScheme) describe() string {
 func (s Spec) describe() string {
 	text := "values in " + s.ValueType.String()
 	if !s.valued() {
-		text = fmt.Sprintf("%s %d bits", quantFormats[s.Format], s.Bits)
+		text = strings.ToUpper(string(s.Format))
+		if s.Format == layer.Integer {
+			text = fmt.Sprintf("%s %d bits", layoutPacked, s.Bits)
+		}
 		if s.Granularity == layer.PerGroup {
 			text += fmt.Sprintf(" g%d", s.GroupSize)
 		} else {

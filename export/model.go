@@ -215,7 +215,7 @@ func (a *arranging) addGPTQ() error {
 		}
 		// GPT-2's layers are in×out, and GPTQ's programs turn them round.
 		transposed := a.config.modelType == "gpt2" && strings.Contains(module, ".c_") || a.notes.transposed[module+weightSuffix]
-		g := &configGroup{affine: &s, text: text}
+		g := &configGroup{affine: &s, format: s.layout, text: text}
 		if err := a.addAffine(module+weightSuffix, g, transposed); err != nil {
 			return err
 		}

@@ -273,6 +273,9 @@ func (r *Report) recognise(ckpt *loader.Checkpoint) {
 		ckpt, config, err = r.describe(stored, written)
 	}
 	switch {
+	case err == nil && stored == nil && written:
+		r.note("fettle wrote this folder, but it is damaged: its %s is gone, or says nothing of compressed weights", export.ConfigName)
+		return
 	case err != nil && written:
 		r.note("fettle wrote this folder, but it is damaged: %v", err)
 		return

@@ -56,15 +56,25 @@ func (r *run) shrink(cuts []cut, from *loader.Checkpoint) error {
 	if r.ckpt, err = from.View(small.Parts); err != nil {
 		return err
 	}
-	r.cutStored = map[string]string{}
+	r.cutStored, r.shares = map[string]string{}, map[string]int64{}
 	for i, t := range r.ckpt.Tensors() {
 		was, _ := r.original.ckpt.Lookup(cmp.Or(small.Parts[i].From, t.Name))
+		r.shares[t.Name] = int64(float64(was.SourceBytes()) * float64(t.Elements()) / float64(max(was.Elements(), 1)))
 		if d := was.Decoded(); d != nil && t.Decoded() == nil {
 			r.cutStored[t.Name] = d.Encoding
 		}
 	}
 	r.graph, r.config, r.own = small.Graph, small.Config, small.Own
 	return nil
+}
+
+// sourceBytes returns the bytes of the source's files that became a tensor of the run's
+// model.
+func (r *run) sourceBytes(t loader.Tensor) int64 {
+	if n, ok := r.shares[t.Name]; ok {
+		return n
+	}
+	return t.SourceBytes()
 }
 
 // planRemoved says what cuts take away.
@@ -547,7 +557,7 @@ func (r *run) recordRemoved() {
 		before += t.SourceBytes()
 	}
 	for _, t := range r.ckpt.Tensors() {
-		after += t.SourceBytes()
+		after += r.sourceBytes(t)
 	}
 	r.record.RemovedBytes = before - after
 	for i, p := range r.plan.Removed {

@@ -91,6 +91,7 @@ type run struct {
 	own    string // why other readers cannot have it; "" where they can
 	sha    string // of ckpt
 
+	shares      map[string]int64  // bytes of the source that removals leave of each tensor
 	cutStored   map[string]string // how weights were stored of which removals take a part, by name
 	search      *record.Search    // that chose the recipe's rules; nil for none
 	plan        *Plan

@@ -17,6 +17,7 @@ import (
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pack"
 	"github.com/fettle-dev/fettle/layer"
+	"github.com/fettle-dev/fettle/loader"
 	"github.com/fettle-dev/fettle/record"
 )
 
@@ -79,20 +80,18 @@ func moduleOf(weight string) string {
 	return weight
 }
 
-// resolve is the inverse of moduleOf for a weight stored in a format, given the
-// types of a file's tensors by name.
-func resolve(target string, s scheme, names map[string]dtype.DType) (weight string, err error) {
+// resolve is the inverse of moduleOf for a weight of a group, given the types of a
+// file's tensors by name.
+func resolve(target string, g configGroup, names map[string]dtype.DType) (weight string, err error) {
 	has := func(weight string) bool {
-		_, codes := names[codesName(weight, s)]
+		_, codes := names[g.codesName(weight)]
 		_, scales := names[weight+scaleSuffix]
-		return codes && (scales || s.format != layer.FP8)
+		return codes && (scales || g.codesName(weight) != weight)
 	}
 	ofModule, itself := has(target+weightSuffix), has(target)
 	switch {
-	case strings.HasPrefix(target, "re:"):
-		return "", fmt.Errorf("target %q is a pattern; only exact names are read", target)
 	case ofModule && itself:
-		return "", fmt.Errorf("target %q could mean %s or %s", target, codesName(target+weightSuffix, s), codesName(target, s))
+		return "", fmt.Errorf("target %q could mean %s or %s", target, g.codesName(target+weightSuffix), g.codesName(target))
 	case ofModule:
 		return target + weightSuffix, nil
 	case itself:
@@ -186,45 +185,43 @@ func (s scheme) weights() map[string]any {
 	return m
 }
 
-// writeConfig writes config.json for the compressed tensors. Groups are numbered in the order in which the checkpoint first needs them.
+// groupText returns the config group of a scheme without its targets, as canonical has
+// it.
+func (s scheme) groupText() (string, error) {
+	return canonical(map[string]any{
+		"format": s.formatName(), "weights": s.weights(), "input_activations": nil, "output_activations": nil,
+	})
+}
+
+// groupText returns the config group of a weight, and the name of its layout; ok is
+// false for a weight that is in none.
+func (in Input) groupText(t loader.Tensor) (text, format string, ok bool, err error) {
+	if weight, kept := in.keptAs(t); kept {
+		g := in.Source.groups[weight]
+		if g == nil {
+			return "", "", false, nil
+		}
+		return g.text, g.format, true, nil
+	}
+	spec, ok := in.Specs[t.Name]
+	if !ok || spec.valued() {
+		return "", "", false, nil
+	}
+	text, err = spec.scheme().groupText()
+	return text, spec.scheme().formatName(), true, err
+}
+
+// writeConfig writes config.json for the compressed tensors. Groups are numbered in the
+// order in which the checkpoint first needs them.
 func writeConfig(w io.Writer, in Input) error {
-	targets := map[scheme][]string{}
-	var schemes []scheme
-	ignore := []string{}
-	for _, t := range in.Checkpoint.Tensors() {
-		spec, ok := in.Specs[t.Name]
-		if !ok || spec.valued() {
-			if len(t.Shape) >= 2 && t.DType.IsFloat() && strings.HasSuffix(t.Name, weightSuffix) {
-				ignore = append(ignore, moduleOf(t.Name))
-			}
-			continue
-		}
-		s := spec.scheme()
-		if targets[s] == nil {
-			schemes = append(schemes, s)
-		}
-		targets[s] = append(targets[s], moduleOf(t.Name))
-	}
-	slices.Sort(ignore)
-	groups := map[string]any{}
-	var formats []string
-	for i, s := range schemes {
-		slices.Sort(targets[s])
-		formats = append(formats, s.formatName())
-		groups["group_"+strconv.Itoa(i)] = map[string]any{
-			"targets": targets[s], "format": formats[i], "weights": s.weights(),
-			"input_activations": nil, "output_activations": nil,
-		}
-	}
 	config, err := in.sourceConfig()
 	if err != nil {
 		return err
 	}
-	config["quantization_config"] = map[string]any{
-		"quant_method": quantMethod, "version": layoutVersion, "format": overall(formats),
-		"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
-		"ignore": ignore, "sparsity_config": in.sparsityConfig(), "transform_config": map[string]any{},
-		"config_groups": groups,
+	if same := in.verbatim(); same != nil {
+		config["quantization_config"] = same
+	} else if config["quantization_config"], err = in.quantizationConfig(); err != nil {
+		return err
 	}
 	delete(config, ownKey) // of a source that fettle wrote
 	if own, ok := in.own(); ok {
@@ -234,6 +231,47 @@ func writeConfig(w io.Writer, in Input) error {
 		config["written_by"] = in.Tool
 	}
 	return record.Encode(w, config) // sorts a map's keys
+}
+
+func (in Input) quantizationConfig() (map[string]any, error) {
+	targets := map[string][]string{}
+	var texts, formats []string
+	ignore := []string{}
+	for _, t := range in.Checkpoint.Tensors() {
+		text, format, ok, err := in.groupText(t)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			if len(t.Shape) >= 2 && t.DType.IsFloat() && strings.HasSuffix(t.Name, weightSuffix) {
+				ignore = append(ignore, moduleOf(t.Name))
+			}
+			continue
+		}
+		if targets[text] == nil {
+			texts, formats = append(texts, text), append(formats, format)
+		}
+		targets[text] = append(targets[text], moduleOf(t.Name))
+	}
+	slices.Sort(ignore)
+	groups := map[string]any{}
+	for i, text := range texts {
+		slices.Sort(targets[text])
+		keys := map[string]any{}
+		d := json.NewDecoder(strings.NewReader(text))
+		d.UseNumber()
+		if err := d.Decode(&keys); err != nil {
+			return nil, err
+		}
+		keys["targets"] = targets[text]
+		groups["group_"+strconv.Itoa(i)] = keys
+	}
+	return map[string]any{
+		"quant_method": quantMethod, "version": layoutVersion, "format": overall(formats),
+		"quantization_status": "compressed", "global_compression_ratio": nil, "kv_cache_scheme": nil,
+		"ignore": ignore, "sparsity_config": in.sparsityConfig(), "transform_config": map[string]any{},
+		"config_groups": groups,
+	}, nil
 }
 
 // overall returns the format at the top of a config whose groups have the given
@@ -306,51 +344,6 @@ func Carry(ctx context.Context, dir, source string) ([]record.File, error) {
 	return files, nil
 }
 
-// config is what is read of config.json.
-type config struct {
-	Own           own      `json:"fettle"` // under ownKey
-	Architectures []string `json:"architectures"`
-	Quantization  *struct {
-		Method  string           `json:"quant_method"`
-		Version string           `json:"version"`
-		Format  string           `json:"format"`
-		Groups  map[string]group `json:"config_groups"`
-	} `json:"quantization_config"`
-}
-
-type group struct {
-	Targets []string `json:"targets"`
-	Format  *string  `json:"format"` // that at the top, where it is not given
-	Weights struct {
-		Bits      int     `json:"num_bits"`
-		Type      string  `json:"type"`
-		Symmetric bool    `json:"symmetric"`
-		Strategy  string  `json:"strategy"`
-		GroupSize *int    `json:"group_size"`
-		ActOrder  *string `json:"actorder"`
-	} `json:"weights"`
-	Inputs any `json:"input_activations"`
-}
-
-// declared is what config.json says.
-type declared struct {
-	architecture string
-	targets      map[string]scheme  // of weights that have codes, by target
-	weights      map[string]storage // of weights that have more to tell, by name
-}
-
-func readConfig(path string) (declared, error) {
-	data, err := readFile(path)
-	if err != nil {
-		return declared{}, err
-	}
-	d, err := parseConfig(data)
-	if err != nil {
-		return d, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
-	}
-	return d, nil
-}
-
 // readFile reads a config.json of bounded size.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
@@ -366,80 +359,6 @@ func readFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w: larger than %d bytes", path, ErrCorrupt, maxConfig)
 	}
 	return data, nil
-}
-
-func parseConfig(data []byte) (d declared, err error) {
-	var c config
-	if err := json.Unmarshal(data, &c); err != nil {
-		return d, err
-	}
-	if len(c.Architectures) > 0 {
-		d.architecture = c.Architectures[0]
-	}
-	d.weights = c.Own.Weights
-	d.targets, err = c.targets()
-	return d, err
-}
-
-func (c config) targets() (map[string]scheme, error) {
-	q := c.Quantization
-	switch {
-	case q == nil:
-		return nil, fmt.Errorf("no quantization_config")
-	case q.Method != quantMethod:
-		return nil, fmt.Errorf("quant_method is %q, want %q", q.Method, quantMethod)
-	}
-	all := map[string]scheme{}
-	var formats []string
-	for name, g := range q.Groups {
-		format := q.Format
-		if g.Format != nil {
-			format = *g.Format
-		}
-		formats = append(formats, format)
-		s, err := g.scheme(format)
-		if err != nil {
-			return nil, fmt.Errorf("config group %q: %w", name, err)
-		}
-		if s.format == layer.Integer && 32%s.bits != 0 && olderThanDense(q.Version) {
-			return nil, fmt.Errorf("version %q packs %d bits in another way than %s and later, which fettle reads", q.Version, s.bits, layoutVersion)
-		}
-		for _, t := range g.Targets {
-			if _, ok := all[t]; ok {
-				return nil, fmt.Errorf("target %q stands there twice", t)
-			}
-			all[t] = s
-		}
-	}
-	if want := overall(formats); q.Format != want {
-		return nil, fmt.Errorf("format is %q, want %q", q.Format, want)
-	}
-	return all, nil
-}
-
-// scheme returns the group's scheme, given the name of its layout.
-func (g group) scheme(format string) (scheme, error) {
-	w := g.Weights
-	name, sparse := strings.CutPrefix(format, sparsePrefix)
-	f, known := formatOf(name)
-	s := scheme{format: f, bits: w.Bits, granularity: layer.Granularity(w.Strategy), symmetric: w.Symmetric, sparse: sparse}
-	if f == layer.NVFP4 && w.Strategy == tensorGroup {
-		s.granularity = layer.PerGroup
-	}
-	if w.GroupSize != nil && *w.GroupSize != -1 {
-		s.groupSize = *w.GroupSize
-	}
-	switch {
-	case !known:
-		return s, fmt.Errorf("format %q is not supported", format)
-	case w.Type != s.weights()["type"] || w.Strategy != s.weights()["strategy"]:
-		return s, fmt.Errorf("weights of type %q and strategy %q, which %s has not", w.Type, w.Strategy, format)
-	case w.ActOrder != nil:
-		return s, fmt.Errorf("actorder %q is not supported", *w.ActOrder)
-	case g.Inputs != nil:
-		return s, fmt.Errorf("quantized activations are not supported")
-	}
-	return s, s.check()
 }
 
 // olderThanDense reports whether a version of compressed-tensors lets no code

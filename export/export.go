@@ -167,7 +167,7 @@ var (
 	ErrNotFinite   = errors.New("NaN or infinity")
 	ErrInput       = errors.New("does not fit the checkpoint")
 	ErrUnsupported = errors.New("cannot be written")
-	ErrCorrupt     = errors.New("not as fettle writes it")
+	ErrCorrupt     = errors.New("malformed")
 	ErrMismatch    = errors.New("reads back differently from what was to be written")
 )
 
@@ -201,6 +201,11 @@ func badAt(tensor string, index int, kind error, format string, args ...any) err
 // Input is what is written.
 type Input struct {
 	Checkpoint *loader.Checkpoint
+
+	// Source is what the checkpoint is a view of where some of its weights are stored
+	// compressed already (Model.View); those are written as they are stored, unless
+	// they are in Specs or Replaced. nil: none is.
+	Source *Model
 
 	// Specs says which weights are compressed and how, by tensor name.
 	Specs map[string]Spec

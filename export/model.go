@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pack"
@@ -19,43 +20,46 @@ import (
 	"github.com/fettle-dev/fettle/loader"
 )
 
-// Model is an opened output of CompressedTensors. It looks like the dense
-// checkpoint: the original's names, shapes and dtypes. Tensors are read on
-// demand, so opening costs the headers alone. It is safe for concurrent use.
+// Model is an opened checkpoint whose weights are compressed, some of them or all: an
+// output of CompressedTensors, or another program's in a layout of compressed-tensors,
+// GPTQ or AWQ. It looks like the dense checkpoint: the original's names, shapes and
+// dtypes. Tensors are read on demand, so opening costs the headers alone. It is safe
+// for concurrent use.
 type Model struct {
-	file         *loader.Checkpoint
-	architecture string
-	tensors      []loader.Tensor
-	specs        map[string]Spec
+	file    *loader.Checkpoint
+	config  declared
+	text    []byte // of config.json; nil where there is none
+	notes   notes
+	tensors []loader.Tensor
+
+	// The compressed weights: those in layouts that fettle writes, and others.
+	specs       map[string]Spec
+	affines     map[string]*affine
+	groups      map[string]*configGroup // of both, where they have codes and a config group
+	activations map[string][]string     // their activations' scales, which go along
 }
 
-// Open opens a folder that CompressedTensors wrote, or its model.safetensors or
-// index of shards with config.json beside it. What is there is not trusted: missing tensors,
+// Open opens a folder of a compressed checkpoint, or its weight file or index of shards
+// with config.json beside it. What is there is not trusted: missing tensors,
 // shapes that do not agree and schemes that fettle does not know are an error
-// that is ErrCorrupt.
+// that is ErrCorrupt. Other methods are a *MethodError.
 func Open(ctx context.Context, path string) (*Model, error) {
-	info, err := os.Stat(path)
-	if err != nil {
+	if info, err := os.Stat(path); err != nil {
 		return nil, err
-	}
-	dir := path
-	if info.IsDir() {
-		path = modelFile(dir)
-	} else {
-		dir = filepath.Dir(path)
-	}
-	config, err := readConfig(filepath.Join(dir, ConfigName))
-	if err != nil {
-		return nil, err
+	} else if info.IsDir() {
+		path = modelFile(path)
 	}
 	file, err := loader.Open(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{file: file, architecture: config.architecture, specs: map[string]Spec{}}
-	if err := m.arrange(config); err != nil {
+	m, err := Decode(file)
+	if err == nil && m == nil {
+		err = notCompressed(filepath.Join(filepath.Dir(path), ConfigName))
+	}
+	if err != nil {
 		_ = file.Close() // the error that matters is the one returned
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
 	return m, nil
 }
@@ -72,68 +76,325 @@ func modelFile(dir string) string {
 	return model
 }
 
-// arrange finds the compressed weights and lists all tensors as if dense.
-func (m *Model) arrange(config declared) error {
-	names := map[string]dtype.DType{}
-	for _, t := range m.file.Tensors() {
-		names[t.Name] = t.DType
+// notCompressed says why a config.json tells of no compressed weights.
+func notCompressed(path string) error {
+	text, err := readFile(path)
+	if err == nil {
+		_, err = parseConfig(text, nil)
+		err = fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
 	}
-	notes, err := m.readNotes()
+	return err
+}
+
+// quantizeName is where GPTQ's early programs put their config.
+const quantizeName = "quantize_config.json"
+
+// Decode returns an open checkpoint as one of weights that are compressed; nil where
+// the config.json beside it says of none. It reads headers and small tensors alone.
+// The checkpoint must stay open; Close closes it. Errors are those of Open.
+func Decode(file *loader.Checkpoint) (*Model, error) {
+	dir := file.Path()
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		dir = filepath.Dir(dir)
+	}
+	text, err := readFile(filepath.Join(dir, ConfigName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	gptq, err := readFile(filepath.Join(dir, quantizeName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if !says(text) && gptq == nil {
+		return nil, missingConfig(file)
+	}
+	config, err := parseConfig(text, gptq)
+	if unknown := (*MethodError)(nil); errors.As(err, &unknown) {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, ConfigName), err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", filepath.Join(dir, ConfigName), ErrCorrupt, err)
+	}
+	m := &Model{
+		file: file, config: config, text: text, specs: map[string]Spec{}, affines: map[string]*affine{},
+		groups: map[string]*configGroup{}, activations: map[string][]string{},
+	}
+	if err := m.arrange(); err != nil {
+		return nil, fmt.Errorf("%s: %w", file.Path(), err)
+	}
+	return m, nil
+}
+
+// says reports whether a config.json says that weights are compressed. One that cannot
+// be read says nothing here.
+func says(text []byte) bool {
+	var c config
+	err := json.Unmarshal(text, &c)
+	return err == nil && (c.Quantization != nil && string(c.Quantization) != "null")
+}
+
+// missingConfig returns an error where tensors are GPTQ's or AWQ's all the same.
+func missingConfig(file *loader.Checkpoint) error {
+	for _, t := range file.Tensors() {
+		if module, ok := strings.CutSuffix(t.Name, ".qweight"); ok {
+			if _, scaled := file.Lookup(module + ".scales"); scaled {
+				return fmt.Errorf("%s: %w", file.Path(), bad(t.Name, ErrCorrupt,
+					"is GPTQ's or AWQ's, but no %s or %s beside the weights says how it is stored: put it there", ConfigName, quantizeName))
+			}
+		}
+	}
+	return nil
+}
+
+// arranging is the state of arrange.
+type arranging struct {
+	*Model
+	names    map[string]dtype.DType
+	weightOf map[string]string // the weight that a tensor belongs to
+}
+
+// arrange finds the compressed weights and lists all tensors as if dense.
+func (m *Model) arrange() (err error) {
+	a := arranging{Model: m, names: map[string]dtype.DType{}, weightOf: map[string]string{}}
+	for _, t := range m.file.Tensors() {
+		a.names[t.Name] = t.DType
+	}
+	if m.notes, err = m.readNotes(); err != nil {
+		return err
+	}
+	if m.config.gptq != nil {
+		err = a.addGPTQ()
+	} else {
+		err = a.addTargets()
+	}
 	if err != nil {
 		return err
 	}
-	weightOf := map[string]string{} // the weight that a tensor belongs to
-	add := func(weight string, s scheme) error {
-		if _, twice := m.specs[weight]; twice {
-			return bad(weight, ErrCorrupt, "stands there twice")
+	for _, t := range m.file.Tensors() {
+		weight, ok := a.weightOf[t.Name]
+		switch {
+		case !ok:
+			m.tensors = append(m.tensors, t)
+		case t.Name == m.codesOf(weight):
+			m.tensors = append(m.tensors, m.denseTensor(weight))
 		}
-		spec, err := m.readSpec(weight, s, config.weights[weight], notes)
+	}
+	return nil
+}
+
+// codesOf returns the tensor of a compressed weight that stands for it in lists.
+func (m *Model) codesOf(weight string) string {
+	if a := m.affines[weight]; a != nil {
+		return a.codesName()
+	}
+	return m.specs[weight].codesName()
+}
+
+func (m *Model) denseTensor(weight string) loader.Tensor {
+	a := m.affines[weight]
+	if a == nil {
+		return m.specs[weight].denseTensor(m.notes.dtypes)
+	}
+	return loader.Tensor{Name: weight, DType: a.scaleType, Shape: a.shape()}
+}
+
+// addGPTQ finds the weights of GPTQ and AWQ.
+func (a *arranging) addGPTQ() error {
+	for _, name := range slices.Sorted(maps.Keys(a.names)) {
+		module, ok := strings.CutSuffix(name, ".qweight")
+		if !ok || module == "" {
+			continue
+		}
+		s, err := a.config.gptq.schemeOf(module)
 		if err != nil {
 			return err
 		}
-		m.specs[weight] = spec
-		for _, t := range spec.tensors(nil) {
-			if _, taken := weightOf[t.Name]; taken {
-				return bad(t.Name, ErrCorrupt, "belongs to two weights")
+		text, err := s.groupText()
+		if err != nil {
+			return err
+		}
+		// GPT-2's layers are in×out, and GPTQ's programs turn them round.
+		transposed := a.config.modelType == "gpt2" && strings.Contains(module, ".c_") || a.notes.transposed[module+weightSuffix]
+		g := &configGroup{affine: &s, format: s.layout, text: text}
+		if err := a.addAffine(module+weightSuffix, g, transposed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *arranging) addAffine(weight string, g *configGroup, transposed bool) error {
+	found, err := a.readAffine(weight, *g.affine, transposed)
+	if err != nil {
+		return err
+	}
+	a.affines[weight], a.groups[weight] = found, g
+	return a.own(weight, found.tensors)
+}
+
+// addTargets finds the weights that config groups target, and those that config.json's
+// key of fettle's own tells of.
+func (a *arranging) addTargets() error {
+	for i := range a.config.groups {
+		g := &a.config.groups[i]
+		for _, target := range g.targets {
+			if strings.HasPrefix(target, "re:") {
+				continue
 			}
-			weightOf[t.Name] = weight
-		}
-		if _, dense := names[weight]; dense && weightOf[weight] != weight {
-			return bad(weight, ErrCorrupt, "stands there twice")
-		}
-		return nil
-	}
-	for _, target := range slices.Sorted(maps.Keys(config.targets)) {
-		weight, err := resolve(target, config.targets[target], names)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
-		if err := add(weight, config.targets[target]); err != nil {
-			return err
+			weight, err := resolve(target, *g, a.names)
+			if err != nil && isClass(target) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			}
+			if err := a.add(weight, g); err != nil {
+				return err
+			}
 		}
 	}
-	for _, weight := range slices.Sorted(maps.Keys(config.weights)) {
-		if _, ok := m.specs[weight]; ok {
+	for _, weight := range slices.Sorted(maps.Keys(a.config.weights)) {
+		if a.has(weight) {
 			continue // a target's
 		}
-		entry := config.weights[weight]
+		entry := a.config.weights[weight]
 		if entry.Values == "" {
 			return bad(weight, ErrCorrupt, "has codes by %s's key %q, but no config group targets %q", ConfigName, ownKey, moduleOf(weight))
 		}
-		if err := add(weight, scheme{sparse: entry.Mask != MaskNone}); err != nil {
+		if err := a.add(weight, &configGroup{scheme: scheme{sparse: entry.Mask != MaskNone}}); err != nil {
+			return err
+		}
+		delete(a.groups, weight)
+	}
+	if err := a.addSurvivors(); err != nil {
+		return err
+	}
+	owned := func(name string) bool { _, ok := a.weightOf[name]; return ok }
+	for _, weight := range stems(a.names, owned) {
+		if owned(weight + packedSuffix) {
+			continue
+		}
+		if err := a.addMatched(weight); err != nil {
 			return err
 		}
 	}
-	if name := orphan(names, func(name string) bool { _, ok := weightOf[name]; return ok }); name != "" {
-		return bad(name, ErrCorrupt, "is stored compressed but no config group targets %q", moduleOf(name))
-	}
-	for _, t := range m.file.Tensors() {
-		weight, ok := weightOf[t.Name]
-		if spec := m.specs[weight]; !ok {
-			m.tensors = append(m.tensors, t)
-		} else if t.Name == spec.codesName() {
-			m.tensors = append(m.tensors, spec.denseTensor(notes.dtypes))
+	return nil
+}
+
+// addMatched adds a weight that no target names exactly.
+func (a *arranging) addMatched(weight string) error {
+	module, dims := moduleOf(weight), 2
+	for _, name := range []string{weight, weight + packedSuffix} {
+		if t, ok := a.file.Lookup(name); ok {
+			dims = len(t.Shape)
 		}
+	}
+	if t, ok := a.file.Lookup(weight + shapeSuffix); ok && len(t.Shape) == 1 {
+		dims = t.Shape[0]
+	}
+	ignored, err := a.config.ignored(module, dims)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if ignored {
+		return bad(weight, ErrCorrupt, "is stored compressed, but %s says to ignore %q", ConfigName, module)
+	}
+	g, err := a.config.groupFor(module, dims)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if g == nil {
+		return bad(weight, ErrCorrupt, "is stored compressed but no config group targets %q", module)
+	}
+	return a.add(weight, g)
+}
+
+// addSurvivors finds weights that another program has stored in compressed-tensors'
+// sparse layouts.
+func (a *arranging) addSurvivors() error {
+	if a.config.sparse != "sparse-bitmask" && a.config.sparse != "sparse-24-bitmask" {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.names)) {
+		module, ok := strings.CutSuffix(name, ctCompressed)
+		weight := module + weightSuffix
+		if _, owned := a.weightOf[name]; !ok || owned {
+			continue
+		}
+		t, _ := a.file.Lookup(name)
+		shape, err := a.readShape(module + ctShape)
+		if err != nil {
+			return err
+		}
+		entry := storage{Values: t.DType.String(), Mask: MaskBits, Survivors: int(t.Elements()), Shape: shape}
+		if a.config.sparse == "sparse-24-bitmask" {
+			entry.Pattern = &[2]int{2, 4}
+		}
+		if a.config.weights == nil {
+			a.config.weights = map[string]storage{}
+		}
+		a.config.weights[weight] = entry
+		if err := a.add(weight, &configGroup{scheme: scheme{sparse: true}}); err != nil {
+			return err
+		}
+		delete(a.groups, weight)
+	}
+	return nil
+}
+
+func (m *Model) has(weight string) bool {
+	_, ok := m.specs[weight]
+	return ok || m.affines[weight] != nil
+}
+
+// add adds a weight of a config group.
+func (a *arranging) add(weight string, g *configGroup) error {
+	if a.has(weight) {
+		return bad(weight, ErrCorrupt, "stands there twice")
+	}
+	if g.affine != nil {
+		if err := a.addAffine(weight, g, a.notes.transposed[weight]); err != nil {
+			return err
+		}
+	} else {
+		spec, err := a.readSpec(weight, g.scheme, a.config.weights[weight], a.notes)
+		if err != nil {
+			return err
+		}
+		a.specs[weight], a.groups[weight] = spec, g
+		var names []string
+		for _, t := range spec.tensors(nil) {
+			names = append(names, t.Name)
+		}
+		if err := a.own(weight, names); err != nil {
+			return err
+		}
+	}
+	if _, dense := a.names[weight]; dense && a.weightOf[weight] != weight {
+		return bad(weight, ErrCorrupt, "stands there twice")
+	}
+	return nil
+}
+
+// activationParts are the tensors of a module that tell how its activations are
+// quantized when it runs.
+var activationParts = []string{"input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point"}
+
+// own notes which tensors belong to a weight.
+func (a *arranging) own(weight string, tensors []string) error {
+	if g := a.groups[weight]; g != nil && moduleOf(weight) != weight {
+		for _, part := range activationParts {
+			name := moduleOf(weight) + "." + part
+			if _, ok := a.names[name]; ok {
+				a.activations[weight] = append(a.activations[weight], name)
+			}
+		}
+	}
+	for _, name := range append(slices.Clone(tensors), a.activations[weight]...) {
+		if _, taken := a.weightOf[name]; taken {
+			return bad(name, ErrCorrupt, "belongs to two weights")
+		}
+		a.weightOf[name] = weight
 	}
 	return nil
 }
@@ -238,7 +499,7 @@ func (m *Model) readShape(name string) (shape []int, err error) {
 	if !ok {
 		return nil, bad(name, ErrCorrupt, "is missing")
 	}
-	if t.DType != dtype.I64 || len(t.Shape) != 1 || t.Shape[0] < 1 || t.Shape[0] > maxDims {
+	if t.DType != dtype.I64 || len(t.Shape) < 1 || t.Elements() != int64(t.Shape[0]) || t.Shape[0] < 1 || t.Shape[0] > maxDims {
 		return nil, bad(name, ErrCorrupt, "%s %v, want I64 with 1 to %d dimensions", t.DType, t.Shape, maxDims)
 	}
 	raw := make([]byte, 8*t.Shape[0])
@@ -325,13 +586,12 @@ func (m *Model) checkTensors(spec Spec) error {
 }
 
 // SourceConfig returns config.json as it came with the checkpoint: without what
-// tells of the compression.
+// tells of the compression; nil where there is none.
 func (m *Model) SourceConfig() ([]byte, error) {
-	data, err := readFile(filepath.Join(filepath.Dir(m.file.Path()), ConfigName))
-	if err != nil {
-		return nil, err
+	if m.text == nil {
+		return nil, nil
 	}
-	config, err := Input{Config: data}.sourceConfig()
+	config, err := Input{Config: m.text}.sourceConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -342,13 +602,14 @@ func (m *Model) SourceConfig() ([]byte, error) {
 }
 
 // Architecture returns fettle's name of the architecture, from config.json.
-func (m *Model) Architecture() string { return m.architecture }
+func (m *Model) Architecture() string { return m.config.architecture }
 
 // Tensors lists the tensors as if dense: the original's names, shapes and
 // dtypes, in the order of the files.
 func (m *Model) Tensors() []loader.Tensor { return slices.Clone(m.tensors) }
 
-// Specs returns how each compressed weight is stored, by name.
+// Specs returns how each compressed weight is stored, by name, of those in layouts
+// that fettle writes.
 func (m *Model) Specs() []Spec {
 	var specs []Spec
 	for _, name := range slices.Sorted(maps.Keys(m.specs)) {
@@ -366,7 +627,7 @@ func (m *Model) Close() error { return m.file.Close() }
 // ReadRowFloat32 reads one row of a kept tensor of two dimensions, as
 // loader.Checkpoint.ReadRowFloat32 does.
 func (m *Model) ReadRowFloat32(name string, row int, dst []float32) error {
-	if _, ok := m.specs[name]; ok {
+	if m.has(name) {
 		return bad(name, ErrUnsupported, "is compressed: read all of it")
 	}
 	return m.file.ReadRowFloat32(name, row, dst)
@@ -375,6 +636,9 @@ func (m *Model) ReadRowFloat32(name string, row int, dst []float32) error {
 // ReadFloat32 reads a tensor's values, row-major, dequantized where it is
 // compressed, into dst, which must have as many elements.
 func (m *Model) ReadFloat32(name string, dst []float32) error {
+	if a := m.affines[name]; a != nil {
+		return m.decodeAffine(a, dst)
+	}
 	spec, ok := m.specs[name]
 	if !ok {
 		return m.file.ReadFloat32(name, dst)

@@ -165,10 +165,9 @@ func TestConfigHostile(t *testing.T) {
 		"negative group":  {`"group_size": 4`, `"group_size": -4`},
 		"other group":     {`"group_size": 4`, `"group_size": 2`},
 		"act-order":       {`"actorder": null`, `"actorder": "group"`},
-		"activations":     {`"input_activations": null`, `"input_activations": {}`},
 		"symmetric":       {`"symmetric": false`, `"symmetric": true`},
 		"class target":    {`"module.conv1"`, `"Linear"`},
-		"pattern target":  {`"module.conv1"`, `"re:.*conv1"`},
+		"pattern target":  {`"module.conv1"`, `"re:(?!conv1)"`},
 		"target twice":    {`"module.conv1"`, `"module.fc"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -310,15 +309,33 @@ func FuzzConfig(f *testing.F) {
 	}
 	f.Add(data)
 	f.Add([]byte(`{"quantization_config":{"config_groups":{"a":{"weights":{}}}}}`))
+	f.Add([]byte(`{"quantization_config":{"quant_method":"gptq","bits":4,"group_size":32,"desc_act":true,"dynamic":{"-:a":{},"b.*":{"bits":8}}}}`))
+	f.Add([]byte(`{"quantization_config":{"quant_method":"compressed-tensors","format":"int-quantized","config_groups":{"a":{"targets":["re:.*q_proj","Linear"],"weights":{"num_bits":8,"type":"int","strategy":"block","block_structure":[2,2]}}}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		config, err := parseConfig(data)
-		if err != nil {
-			return
-		}
-		for target, s := range config.targets {
-			if err := s.check(); err != nil {
-				t.Errorf("%s: %v", target, err)
+		for _, beside := range [][]byte{nil, data} {
+			config, err := parseConfig(data, beside)
+			if err != nil {
+				continue
 			}
+			if config.gptq != nil {
+				s, err := config.gptq.schemeOf("b.0")
+				if err == nil {
+					err = s.check()
+				}
+				if err != nil && !errors.Is(err, ErrCorrupt) {
+					t.Error(err)
+				}
+			}
+			for _, g := range config.groups {
+				err := g.scheme.check()
+				if g.affine != nil {
+					err = g.affine.check()
+				}
+				if err != nil {
+					t.Errorf("%s: %v", g.name, err)
+				}
+			}
+			_, _ = config.groupFor("a.b", 2) // patterns may be no regular expressions
 		}
 	})
 }

@@ -613,7 +613,7 @@ func (in Input) sparsityConfig() map[string]any {
 	format, structure := "", "unstructured"
 	survivors, weights := 0, 0
 	for _, t := range in.Checkpoint.Tensors() {
-		spec, ok := in.Specs[t.Name]
+		spec, ok := in.specOf(t)
 		found := ""
 		if ok {
 			found = spec.compressedTensorsSparse()

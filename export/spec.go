@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
 	"github.com/fettle-dev/fettle/internal/pack"
@@ -377,14 +378,16 @@ func (s *source) compressed() (layout, error) {
 	for _, t := range s.Checkpoint.Tensors() {
 		if spec, ok := s.Specs[t.Name]; ok {
 			groups = append(groups, spec.tensors(s.solution))
+		} else if weight, ok := s.keptAs(t); ok {
+			groups = append(groups, s.keptSources(t, weight))
 		} else {
 			groups = append(groups, []safetensors.Source{streamed(t, s.kept)})
 		}
 	}
-	if err := checkNames(slices.Concat(groups...), s.Specs); err != nil {
+	if err := s.checkNames(slices.Concat(groups...)); err != nil {
 		return layout{}, err
 	}
-	meta, err := metadata(s.Checkpoint, s.Specs)
+	meta, err := s.metadata()
 	if err != nil {
 		return layout{}, err
 	}
@@ -421,7 +424,7 @@ func streamed(t loader.Tensor, read func(loader.Tensor) ([]byte, error)) safeten
 }
 
 // checkNames refuses tensors that would not read back under their names.
-func checkNames(list []safetensors.Source, specs map[string]Spec) error {
+func (s *source) checkNames(list []safetensors.Source) error {
 	names := make(map[string]dtype.DType, len(list))
 	for _, t := range list {
 		if _, ok := names[t.Name]; ok {
@@ -430,14 +433,24 @@ func checkNames(list []safetensors.Source, specs map[string]Spec) error {
 		names[t.Name] = t.DType
 	}
 	owned := map[string]bool{}
-	for name, spec := range specs {
+	for _, t := range s.Checkpoint.Tensors() {
+		name := t.Name
+		if weight, ok := s.keptAs(t); ok {
+			for _, tensor := range s.Source.tensorsOf(weight) {
+				owned[renamed(tensor, weight, name)] = true
+			}
+		}
+		spec, ok := s.specOf(t)
+		if !ok {
+			continue
+		}
 		for _, t := range spec.tensors(nil) {
 			owned[t.Name] = true
 		}
 		if spec.valued() {
 			continue // config.json names the tensor itself
 		}
-		if weight, err := resolve(moduleOf(name), spec.scheme(), names); err != nil || weight != name {
+		if weight, err := resolve(moduleOf(name), configGroup{scheme: spec.scheme()}, names); err != nil || weight != name || strings.HasPrefix(name, "re:") {
 			return bad(name, ErrInput, "the names of the checkpoint would make it ambiguous which tensor is compressed")
 		}
 	}
@@ -474,21 +487,28 @@ func (s Spec) hidesShape() bool {
 
 // metadata is what a compressed file says of itself: the source's own metadata,
 // and the dtypes, shapes and transposed weights that cannot be seen elsewhere.
-func metadata(ckpt *loader.Checkpoint, specs map[string]Spec) (map[string]string, error) {
-	m := sourceMetadata(ckpt)
+func (s *source) metadata() (map[string]string, error) {
+	m := sourceMetadata(s.Checkpoint)
 	dtypes, shapes := map[string]string{}, map[string][]int{}
 	var transposed []string
-	for _, name := range slices.Sorted(maps.Keys(specs)) {
-		if t, _ := ckpt.Lookup(name); t.DType != specs[name].storedType() {
-			dtypes[name] = t.DType.String()
+	for _, t := range s.Checkpoint.Tensors() {
+		spec, ok := s.specOf(t)
+		weight, kept := s.keptAs(t)
+		if kept {
+			if d, told := s.Source.notes.dtypes[weight]; told {
+				dtypes[t.Name] = d.String()
+			}
+		} else if ok && t.DType != spec.storedType() {
+			dtypes[t.Name] = t.DType.String()
 		}
-		if specs[name].Transposed {
-			transposed = append(transposed, name)
+		if ok && spec.Transposed || kept && !ok && s.Source.affines[weight].transposed {
+			transposed = append(transposed, t.Name)
 		}
-		if specs[name].hidesShape() {
-			shapes[name] = specs[name].Shape
+		if ok && spec.hidesShape() {
+			shapes[t.Name] = spec.Shape
 		}
 	}
+	slices.Sort(transposed)
 	put := func(key string, entries int, value any) error {
 		if entries == 0 {
 			return nil

@@ -49,9 +49,13 @@ func (s Spec) storage() (out storage, ok bool) {
 // own returns what stands under ownKey; ok is false for nothing.
 func (in Input) own() (out own, ok bool) {
 	out.Weights = map[string]storage{}
-	for name, spec := range in.Specs {
+	for _, t := range in.Checkpoint.Tensors() {
+		spec, ok := in.specOf(t)
+		if !ok {
+			continue
+		}
 		if entry, ok := spec.storage(); ok {
-			out.Weights[name] = entry
+			out.Weights[t.Name] = entry
 		}
 	}
 	return out, len(out.Weights) > 0

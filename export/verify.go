@@ -58,11 +58,22 @@ func (m *Model) verify(src *source, files layout) error {
 	if err := files.verifyIndex(filepath.Dir(path)); err != nil {
 		return err
 	}
-	if err := verifyTensors(m.tensors, src.Checkpoint.Tensors()); err != nil {
+	var want []loader.Tensor
+	for _, t := range src.Checkpoint.Tensors() {
+		if weight, ok := src.keptAs(t); ok {
+			t.DType = src.Source.denseTensor(weight).DType
+			if err := m.verifyKept(src, t, weight); err != nil {
+				return err
+			}
+		}
+		want = append(want, t)
+	}
+	if err := verifyTensors(m.tensors, want); err != nil {
 		return err
 	}
 	for _, got := range m.Specs() {
-		want, ok := src.Specs[got.Name]
+		t, _ := src.Checkpoint.Lookup(got.Name)
+		want, ok := src.specOf(t)
 		if !ok {
 			return bad(got.Name, ErrMismatch, "is compressed, but was to be kept")
 		}
@@ -83,10 +94,44 @@ func (m *Model) verify(src *source, files layout) error {
 		}
 	}
 	for _, t := range src.Checkpoint.Tensors() {
-		if _, ok := src.Specs[t.Name]; ok {
+		_, compressed := src.Specs[t.Name]
+		if _, kept := src.keptAs(t); compressed || kept {
 			continue
 		}
 		if err := verifyBytes(m.file, t, src.kept); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verifyKept compares what is stored of a kept weight with what the source has, and how
+// both are read.
+func (m *Model) verifyKept(src *source, t loader.Tensor, weight string) error {
+	if !m.has(t.Name) {
+		return bad(t.Name, ErrMismatch, "is not compressed")
+	}
+	if a, b := m.affines[t.Name], src.Source.affines[weight]; (a == nil) != (b == nil) || a != nil && (a.affineScheme != b.affineScheme || a.transposed != b.transposed) {
+		return bad(t.Name, ErrMismatch, "would be read in another way than in the source")
+	}
+	if a, b := m.groups[t.Name], src.Source.groups[weight]; (a == nil) != (b == nil) || a != nil && a.text != b.text {
+		return bad(t.Name, ErrMismatch, "its config group is not the source's")
+	}
+	for _, name := range src.Source.tensorsOf(weight) {
+		stored, _ := src.Source.file.Lookup(name)
+		out := renamed(name, weight, t.Name)
+		if got, ok := m.file.Lookup(out); !ok || got.DType != stored.DType || !slices.Equal(got.Shape, stored.Shape) {
+			return bad(out, ErrMismatch, "is not the source's %s", name)
+		}
+		want, err := src.stored(stored)
+		if err != nil {
+			return err
+		}
+		got, err := m.read(out)
+		if err != nil {
+			return err
+		}
+		if err := verifyEqual(out, got, want); err != nil {
 			return err
 		}
 	}

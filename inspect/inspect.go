@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -40,6 +41,9 @@ type Report struct {
 	// Written is set where fettle has written the folder. Tensors are then the packed
 	// ones, as they lie in the files.
 	Written *Written `json:"written,omitempty"`
+	// Compressed says how weights are stored that are compressed already, by fettle or
+	// another program, by name of the encoding.
+	Compressed []Encoded `json:"compressed,omitempty"`
 
 	// All counts the whole checkpoint, whatever the filter. Here and in all sums a
 	// tensor of several names counts once.
@@ -58,6 +62,14 @@ type Report struct {
 type Written struct {
 	Compressed int   `json:"compressed"`  // weights
 	DenseBytes int64 `json:"dense_bytes"` // of all tensors when dequantized
+}
+
+// Encoded is the weights that are stored in one way.
+type Encoded struct {
+	Encoding string `json:"encoding"` // such as "GPTQ 4 bits g128"
+	Weights  int    `json:"weights"`
+	Elements int64  `json:"elements"`
+	Bytes    int64  `json:"bytes"` // of all that is stored of them
 }
 
 // Tensor is one entry.
@@ -146,7 +158,7 @@ func Checkpoint(ctx context.Context, path string, o Options) (*Report, error) {
 		Version: Version, Path: path, Format: string(ckpt.Format()), FileBytes: ckpt.Size(),
 		Metadata: ckpt.Metadata(), Tensors: []Tensor{},
 	}
-	r.recognise(ctx, ckpt)
+	r.recognise(ckpt)
 	r.list(ckpt, o.Filter)
 	if len(r.Tensors) == 0 && o.Filter != "" {
 		return nil, &OptionError{"filter", fmt.Sprintf("no tensor of %s matches %q", path, o.Filter)}
@@ -250,14 +262,32 @@ func (r *Report) sort(by Order) {
 	})
 }
 
-// recognise finds the architecture, and whether fettle wrote the checkpoint. What
-// keeps it from either is a note: the tensors can be listed all the same.
-func (r *Report) recognise(ctx context.Context, ckpt *loader.Checkpoint) {
-	if _, err := os.Stat(filepath.Join(r.Path, record.ManifestName)); err == nil {
-		r.recogniseWritten(ctx)
+// recognise finds the architecture, how weights are compressed, and whether fettle
+// wrote the checkpoint. What keeps it from these is a note: the tensors can be listed
+// all the same.
+func (r *Report) recognise(ckpt *loader.Checkpoint) {
+	_, err := os.Stat(filepath.Join(r.Path, record.ManifestName))
+	written, config := err == nil, readConfig(r.Path)
+	stored, err := export.Decode(ckpt)
+	if err == nil && stored != nil {
+		ckpt, config, err = r.describe(stored, written)
+	}
+	switch {
+	case err == nil && stored == nil && written:
+		r.note("fettle wrote this folder, but it is damaged: its %s is gone, or says nothing of compressed weights", export.ConfigName)
+		return
+	case err != nil && written:
+		r.note("fettle wrote this folder, but it is damaged: %v", err)
+		return
+	case err != nil:
+		r.note("%v", err)
 		return
 	}
-	graph, err := model.Build(ckpt.Tensors(), model.Options{Config: readConfig(r.Path)})
+	if stored != nil && written {
+		r.Architecture = stored.Architecture()
+		return
+	}
+	graph, err := model.Build(ckpt.Tensors(), model.Options{Config: config})
 	if err == nil {
 		r.Architecture = graph.Architecture
 		return
@@ -278,18 +308,41 @@ func (r *Report) recognise(ctx context.Context, ckpt *loader.Checkpoint) {
 	r.note("%v", err)
 }
 
-func (r *Report) recogniseWritten(ctx context.Context) {
-	written, err := export.Open(ctx, r.Path)
-	if err != nil {
-		r.note("fettle wrote this folder, but it is damaged: %v", err)
-		return
+// describe says how weights are compressed, and returns what a model is built from.
+func (r *Report) describe(stored *export.Model, written bool) (view *loader.Checkpoint, config []byte, err error) {
+	if view, err = stored.View(); err != nil {
+		return nil, nil, err
 	}
-	defer written.Close()
-	r.Architecture = written.Architecture()
-	r.Written = &Written{Compressed: len(written.Specs())}
-	for _, t := range written.Tensors() {
-		r.Written.DenseBytes += t.Bytes()
+	by := map[string]*Encoded{}
+	compressed := 0
+	for _, t := range view.Tensors() {
+		d := t.Decoded()
+		if d == nil {
+			continue
+		}
+		compressed++
+		if by[d.Encoding] == nil {
+			by[d.Encoding] = &Encoded{Encoding: d.Encoding}
+		}
+		e := by[d.Encoding]
+		e.Weights++
+		e.Elements += t.Elements()
+		e.Bytes += d.Bytes
 	}
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		r.Compressed = append(r.Compressed, *by[name])
+	}
+	if stored.Activations() {
+		r.note("the config quantizes activations too; that takes place when the model runs")
+	}
+	if written {
+		r.Written = &Written{Compressed: compressed}
+		for _, t := range stored.Tensors() {
+			r.Written.DenseBytes += t.Bytes()
+		}
+	}
+	config, err = stored.SourceConfig()
+	return view, config, err
 }
 
 func (r *Report) note(format string, args ...any) {

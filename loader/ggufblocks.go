@@ -139,19 +139,25 @@ func (t Tensor) stored() (r *blockReader, ok bool) {
 	return r, ok
 }
 
-// Encoding names the blocks that a GGUF file stores a tensor in, such as Q4_K; the
-// tensor reads as F32. It is "" where the elements are stored as they are, and for
-// what a view has cut.
+// Encoding names the blocks that a GGUF file stores a tensor in, such as Q4_K, or what
+// its Decoded says; the tensor reads as F32. It is "" where the elements are stored as
+// they are, and for what a view has cut.
 func (t Tensor) Encoding() string {
+	if d := t.Decoded(); d != nil {
+		return d.Encoding
+	}
 	if r, ok := t.stored(); ok {
 		return r.kind.name
 	}
 	return ""
 }
 
-// StoredBytes returns the bytes of the tensor's blocks in the file, and Bytes for a
-// tensor without an Encoding.
+// StoredBytes returns the bytes of the tensor's blocks or codes in the file, and Bytes
+// for a tensor without an Encoding.
 func (t Tensor) StoredBytes() int64 {
+	if d := t.Decoded(); d != nil {
+		return d.Bytes
+	}
 	if r, ok := t.stored(); ok {
 		return r.size
 	}

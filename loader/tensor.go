@@ -241,6 +241,9 @@ func (t *Tensor) readFloat32(dst []float32) error {
 			return t.DType.ToFloat32(dst[:n], raw)
 		})
 	}
+	if r := t.decodedReader(); r != nil && len(dst) == r.elements && t.contiguous() {
+		return r.Read(dst)
+	}
 	if !t.contiguous() {
 		return t.gather(bytesOf(dst), true)
 	}

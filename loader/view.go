@@ -2,6 +2,7 @@ package loader
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,6 +26,10 @@ type Part struct {
 	// elements of the tensor's type, in the shape that Keep leaves. nil: the
 	// checkpoint's values.
 	Data io.ReaderAt
+
+	// Decoded is not nil for a tensor that the checkpoint has only as codes. From is
+	// not looked at then, and Data must be nil.
+	Decoded *Decoded
 }
 
 // ViewError says that a view cannot be had of a checkpoint.
@@ -56,12 +61,9 @@ func (c *Checkpoint) View(parts []Part) (*Checkpoint, error) {
 		path: c.path, format: c.format, size: c.size, skipped: c.skipped, index: make(map[string]int, len(parts)),
 		metadata: c.metadata, companions: c.companions, root: c.root, unknown: c.unknown, view: &viewOf{source: c, parts: slices.Clone(parts)},
 	}
+	last := &lastDecoded{}
 	for _, p := range parts {
-		from := p.From
-		if from == "" {
-			from = p.Name
-		}
-		t, err := c.find(from)
+		t, err := c.part(p, last)
 		if err != nil {
 			return nil, err
 		}
@@ -80,6 +82,21 @@ func (c *Checkpoint) View(parts []Part) (*Checkpoint, error) {
 		v.tensors = append(v.tensors, t)
 	}
 	return v, nil
+}
+
+// part returns the tensor that a part is of, uncut and under its name in c.
+func (c *Checkpoint) part(p Part, last *lastDecoded) (Tensor, error) {
+	if p.Decoded == nil {
+		return c.find(cmp.Or(p.From, p.Name))
+	}
+	t, problem := p.Decoded.tensor(last)
+	if p.Data != nil {
+		problem = "it has both values and codes to decode"
+	}
+	if problem != "" {
+		return t, &ViewError{p.Name, problem}
+	}
+	return t, nil
 }
 
 // cut leaves the given indices of each axis, and returns what forbids it.
@@ -225,10 +242,14 @@ func (v *viewOf) sha256(ctx context.Context, c *Checkpoint) (string, error) {
 		Name, From string
 		Keep       [][]int
 		Data       string
+		Decoded    string `json:",omitempty"`
 	}
 	list := make([]described, len(v.parts))
 	for i, p := range v.parts {
 		list[i] = described{Name: p.Name, From: p.From, Keep: p.Keep}
+		if p.Decoded != nil {
+			list[i].Decoded = p.Decoded.Key
+		}
 		if p.Data == nil {
 			continue
 		}

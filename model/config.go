@@ -188,7 +188,7 @@ func (c *config) common(class string) {
 		c.fail("architectures", "%s is not supported, want %s", strings.Join(classes, ", "), class)
 	}
 	if c.set("quantization_config") {
-		c.fail("quantization_config", "the checkpoint is quantized already: give the one that it was made from")
+		c.fail("quantization_config", "the weights are stored compressed; package export's Decode gives a view of them to build from")
 	}
 	if c.set("auto_map") && c.architecture != falcon { // whose repositories still have the code that became Transformers' own
 		c.fail("auto_map", "the model is defined by code of its own, which is not run")

@@ -20,10 +20,11 @@ func TestActivationsAfterLayers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ckpt, graph, err := openModel(context.Background(), recipe)
+		opened, err := openModel(context.Background(), recipe)
 		if err != nil {
 			t.Fatal(err)
 		}
+		ckpt, graph := opened.ckpt, opened.graph
 		var got []string
 		for i := range graph.Ops {
 			if !graph.Ops[i].IsLayer() {
@@ -55,10 +56,11 @@ func TestAfterIsTheModels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ckpt, graph, err := openModel(context.Background(), recipe)
+		opened, err := openModel(context.Background(), recipe)
 		if err != nil {
 			t.Fatal(err)
 		}
+		ckpt, graph := opened.ckpt, opened.graph
 		defer ckpt.Close()
 		c := &compression{run: &run{graph: graph, weights: &weights{ckpt: ckpt}}}
 		values := make([]*model.Tensor, len(graph.Values))

@@ -526,7 +526,7 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 	entry := record.Layer{
 		Name: l.Name, Weight: l.Weight, Kind: string(kind), Shape: l.Shape, Parameters: t.Elements(), Fusion: l.Fusion,
 		Aligned: l.aim().Align, Damping: s.Errors.Damping, Layout: string(l.Spec.Pruned.Layout),
-		Scaled: l.Scaled, SourceBytes: t.Bytes(), Bytes: l.Spec.Bytes(),
+		Scaled: l.Scaled, SourceBytes: c.sourceBytes(t), Bytes: l.Spec.Bytes(),
 	}
 	if l.Quantize != nil {
 		entry.Method, entry.Format, entry.Bits = s.Method, string(s.Grid.Format), s.Grid.Bits

@@ -79,11 +79,15 @@ func (r *run) evaluateLanguage(ctx context.Context, data textSamples, written *e
 			done++
 		}
 	}
-	original, compressed := stored(r.original.ckpt, r.original.graph), dequantized(written, r.graph)
+	original := stored(r.original.ckpt, r.original.graph)
+	compressed, err := dequantized(written, r.graph)
+	if err != nil {
+		return nil, err
+	}
 	if r.recipe.Evaluate.Targets == 0 {
 		return l.measure(ctx, original, compressed)
 	}
-	k, err := key("targets", blas.Path, r.record.Source.SHA256, r.original.graph.Hash(), data.sha256(), data.length, data.stride, r.recipe.Evaluate.Targets)
+	k, err := key("targets", blas.Path, r.original.sha, r.original.graph.Hash(), data.sha256(), data.length, data.stride, r.recipe.Evaluate.Targets)
 	if err != nil {
 		return nil, err
 	}
@@ -106,8 +110,12 @@ func stored(c *loader.Checkpoint, g *model.Graph) source {
 }
 
 // dequantized is a written model as one to run.
-func dequantized(m *export.Model, g *model.Graph) source {
-	return source{graph: g, weights: Dequantized(m), rows: m.ReadRowFloat32}
+func dequantized(m *export.Model, g *model.Graph) (source, error) {
+	view, err := m.View()
+	if err != nil {
+		return source{}, err
+	}
+	return source{graph: g, weights: Dequantized(m), rows: view.ReadRowFloat32}, nil
 }
 
 func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *export.Model) error {
@@ -120,7 +128,7 @@ func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *ex
 			sha += f.SHA256
 		}
 	}
-	original, err := r.logits(ctx, data, r.record.Source.SHA256, r.original.graph, model.Stored(r.original.ckpt), 0)
+	original, err := r.logits(ctx, data, r.original.sha, r.original.graph, model.Stored(r.original.ckpt), 0)
 	if err != nil {
 		return err
 	}
@@ -202,43 +210,20 @@ type Measured struct {
 	Predicted int64
 }
 
-// Evaluate measures one model on the recipe's evaluation data: a checkpoint,
-// or a folder that Run wrote, whose weights are dequantized as they are read.
+// Evaluate measures one model on the recipe's evaluation data: a checkpoint, some of
+// whose weights may be stored compressed, by Run or another program: they are dequantized
+// as they are read.
 // The recipe's rules play no part.
-func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error) {
+func Evaluate(ctx context.Context, recipe *Recipe, options Options) (*Measured, error) {
 	if recipe.Evaluate == nil {
 		return nil, &RecipeError{File: recipe.file, Where: "evaluate", Reason: "is missing; name the data: evaluate: {data: …, format: …}"}
 	}
-	written, err := openWritten(ctx, recipe.Model.Path)
+	o, err := openModel(ctx, recipe)
 	if err != nil {
 		return nil, err
 	}
-	if written == nil {
-		ckpt, graph, err := openModel(ctx, recipe)
-		if err != nil {
-			return nil, err
-		}
-		defer ckpt.Close()
-		return measure(ctx, recipe, o, stored(ckpt, graph))
-	}
-	defer written.Close()
-	config, err := written.SourceConfig()
-	if err != nil {
-		return nil, err
-	}
-	graph, err := buildGraph(written.Tensors(), recipe, config)
-	if err != nil {
-		return nil, err
-	}
-	return measure(ctx, recipe, o, dequantized(written, graph))
-}
-
-// openWritten opens a folder that Run wrote; nil when path is something else.
-func openWritten(ctx context.Context, path string) (*export.Model, error) {
-	if _, err := os.Stat(filepath.Join(path, record.ManifestName)); err != nil {
-		return nil, nil
-	}
-	return export.Open(ctx, path)
+	defer o.files.Close()
+	return measure(ctx, recipe, options, stored(o.ckpt, o.graph))
 }
 
 func measure(ctx context.Context, recipe *Recipe, o Options, from source) (*Measured, error) {

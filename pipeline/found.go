@@ -51,7 +51,7 @@ func (r *run) found(genes []gene, levels []int) (*Recipe, error) {
 				names = []string{strings.Join(names, "|")}
 			}
 			for _, name := range names { // a sparsity is shared out over a rule's layers
-				recipe.Rules = append(recipe.Rules, Rule{Match: name, Steps: l.steps})
+				recipe.Rules = append(recipe.Rules, Rule{Match: name, Steps: l.steps, Requantize: old.Requantize})
 			}
 		}
 	}

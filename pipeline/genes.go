@@ -149,7 +149,7 @@ type sizes struct {
 }
 
 func (r *run) sizesOf(genes []gene, limit int64) (s sizes, err error) {
-	shares := export.Shares{Checkpoint: r.ckpt, ShardSize: r.recipe.Output.shardSize, Limit: limit}
+	shares := export.Shares{Checkpoint: r.ckpt, Source: r.original.stored, ShardSize: r.recipe.Output.shardSize, Limit: limit}
 	if s.rest, err = shares.Frame(); err != nil {
 		return s, err
 	}
@@ -225,7 +225,7 @@ func (r *run) layerBytes(l *PlanLayer, shares export.Shares) (total, weights int
 	if !l.solvable() {
 		t, _ := r.ckpt.Lookup(l.Weight)
 		total, err = shares.Kept(t)
-		return total, t.Bytes(), err
+		return total, keptBytes(t), err
 	}
 	total, err = shares.Compressed(l.Spec)
 	return total, l.Spec.Bytes(), err
@@ -320,7 +320,7 @@ func (r *run) exactSize(genes []gene, levels []int) (size int64, ok bool, err er
 			}
 		}
 	}
-	size, err = export.CompressedTensorsSize(export.Input{Checkpoint: r.ckpt, Specs: specs, ShardSize: r.recipe.Output.shardSize})
+	size, err = export.CompressedTensorsSize(export.Input{Checkpoint: r.ckpt, Source: r.original.stored, Specs: specs, ShardSize: r.recipe.Output.shardSize})
 	return size, true, err
 }
 

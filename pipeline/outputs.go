@@ -23,7 +23,11 @@ var taskNames = map[model.Task]string{
 // sequence, the features of all others.
 func (r *run) evaluateOutputs(ctx context.Context, written *export.Model) (err error) {
 	e := &record.Evaluation{}
-	original, compressed := stored(r.original.ckpt, r.original.graph), dequantized(written, r.graph)
+	original := stored(r.original.ckpt, r.original.graph)
+	compressed, err := dequantized(written, r.graph)
+	if err != nil {
+		return err
+	}
 	switch data := r.evaluation.(type) {
 	case imageSamples:
 		e.Samples = data.N

@@ -183,11 +183,10 @@ func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
 // to find the units that are removed, which changes no size but those that depend on
 // values. On an error nothing stays open.
 func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
-	if r.ckpt, r.graph, err = openModel(ctx, r.recipe); err != nil {
+	if r.original, err = openModel(ctx, r.recipe); err != nil {
 		return err
 	}
-	r.original = &original{ckpt: r.ckpt, graph: r.graph, config: sourceConfig(r.recipe.Model.Path)}
-	r.config = r.original.config
+	r.ckpt, r.graph, r.config = r.original.ckpt, r.original.graph, r.original.config
 	defer func() {
 		if err != nil {
 			_ = r.close() // only read from
@@ -241,23 +240,38 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	if err := r.plan.allocate(ctx, r.recipe, r.weights, &measurer{r}); err != nil {
 		return err
 	}
-	return r.plan.foretell(r.recipe, r.ckpt)
+	return r.plan.foretell(r.recipe, r.ckpt, r.original.stored)
 }
 
-func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph, error) {
+// openModel opens the recipe's model. Weights that are stored compressed are tensors
+// that are decoded as they are read.
+func openModel(ctx context.Context, r *Recipe) (o *original, err error) {
 	if r.Model.Path == "" {
-		return nil, nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
+		return nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
 	}
-	ckpt, err := loader.Open(ctx, r.Model.Path)
-	if err != nil {
-		return nil, nil, err
+	o = &original{config: sourceConfig(r.Model.Path)}
+	if o.files, err = loader.Open(ctx, r.Model.Path); err != nil {
+		return nil, err
 	}
-	graph, err := buildGraph(ckpt.Tensors(), r, sourceConfig(r.Model.Path))
-	if err != nil {
-		_ = ckpt.Close() // only read from
-		return nil, nil, err
+	defer func() {
+		if err != nil {
+			_ = o.files.Close() // only read from
+		}
+	}()
+	if o.stored, err = export.Decode(o.files); err != nil {
+		return nil, err
 	}
-	return ckpt, graph, nil
+	o.ckpt = o.files
+	if o.stored != nil {
+		if o.ckpt, err = o.stored.View(); err != nil {
+			return nil, err
+		}
+		if o.config, err = o.stored.SourceConfig(); err != nil {
+			return nil, err
+		}
+	}
+	o.graph, err = buildGraph(o.ckpt.Tensors(), r, o.config)
+	return o, err
 }
 
 // sourceConfig returns the config.json of a model's folder; nil for a file, and
@@ -292,7 +306,10 @@ func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph
 
 // planLayers plans for what removals leave.
 func (r *run) planLayers() (err error) {
-	if r.plan, err = planLayers(r.recipe, r.ckpt, r.graph); err != nil {
+	if r.plan, err = planLayers(r.recipe, r.ckpt, r.graph, r.original.stored); err != nil {
+		return err
+	}
+	if err := r.checkCutStored(); err != nil {
 		return err
 	}
 	r.plan.Removed = r.planRemoved(r.cuts)
@@ -307,11 +324,17 @@ func (r *run) planLayers() (err error) {
 }
 
 // planLayers says what each layer is to get, but for how much of it is pruned.
-func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, error) {
+// stored is what ckpt is a view of where weights are stored compressed; else nil.
+func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, stored *export.Model) (*Plan, error) {
 	p := &Plan{Architecture: graph.Architecture, SourceBytes: ckpt.Size()}
 	planned := map[string]bool{}
+	var asked []string // layers that a rule matches and that stay as they are stored
 	for i := range graph.Ops {
-		list, err := planLayer(r, ckpt, graph, i)
+		if asks, stays := keepsStored(r, ckpt, &graph.Ops[i]); stays {
+			asked = append(asked, asks)
+			continue
+		}
+		list, err := planLayer(r, ckpt, graph, i, stored)
 		if err != nil {
 			return nil, err
 		}
@@ -329,6 +352,10 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 		p.Layers = append(p.Layers, list...)
 		planned[weight] = true
 	}
+	if len(p.Layers) == 0 && len(asked) > 0 {
+		return nil, fmt.Errorf("%w that is not compressed already: layer %s is stored as %s; give its rule requantize: true to compress it again",
+			ErrNothingToDo, asked[0], storedAs(ckpt, graph, asked[0]))
+	}
 	if len(p.Layers) == 0 && len(r.Rules) > 0 {
 		return nil, fmt.Errorf("%w (layers: %s)", ErrNothingToDo, layerNames(graph))
 	}
@@ -341,6 +368,7 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 		}
 	}
 	p.noteExperts(r, graph)
+	p.noteStored(graph, asked, stored)
 	if r.Search == nil {
 		p.noteFusions()
 	}
@@ -348,11 +376,17 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph) (*Plan, 
 }
 
 // foretell fills in the size of a plan that is else complete.
-func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint) (err error) {
+func (p *Plan) foretell(r *Recipe, ckpt *loader.Checkpoint, stored *export.Model) (err error) {
 	if r.Search != nil {
 		return nil // it depends on what the search chooses
 	}
-	p.WeightBytes, err = export.CompressedTensorsSize(export.Input{Checkpoint: ckpt, Specs: p.specs(), ShardSize: r.Output.shardSize})
+	in := export.Input{Checkpoint: ckpt, Source: stored, Specs: p.specs(), ShardSize: r.Output.shardSize}
+	if p.WeightBytes, err = export.CompressedTensorsSize(in); err != nil {
+		return err
+	}
+	if note := "only fettle can read the result: no config of another reader has both GPTQ's or AWQ's layers and others; requantize: true in a rule for them all gives a folder that others read"; in.OnlyFettle() && !slices.Contains(p.Notes, note) {
+		p.Notes = append(p.Notes, note)
+	}
 	p.Budget = 0
 	for i := range r.Rules {
 		_, _, term := r.Rules[i].steps()
@@ -397,7 +431,7 @@ func (p *Plan) specs() map[string]export.Spec {
 
 // planLayer returns what operation i is to get, at each of its rule's levels where it
 // has such; nil when it stays as it is.
-func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) ([]PlanLayer, error) {
+func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int, stored *export.Model) ([]PlanLayer, error) {
 	op := &graph.Ops[i]
 	if !op.IsLayer() {
 		return nil, nil
@@ -424,14 +458,14 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int) ([
 		plain.block = strconv.Itoa(op.Block)
 	}
 	if len(r.Rules[at].levels) == 0 {
-		err := plain.planSteps(r, graph, t.DType)
+		err := plain.planSteps(r, graph, typeOf(t, stored))
 		return []PlanLayer{plain}, err
 	}
 	var list []PlanLayer
 	for k := range r.Rules[at].levels {
 		l := plain
 		l.level = k
-		if err := l.planSteps(r, graph, t.DType); err != nil {
+		if err := l.planSteps(r, graph, typeOf(t, stored)); err != nil {
 			l.leftOut = err.Error()
 		}
 		list = append(list, l)

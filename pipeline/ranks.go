@@ -36,7 +36,7 @@ func (r *run) chooseRanks(ctx context.Context) error {
 			l.ranked = true
 		}
 	}
-	return r.plan.foretell(r.recipe, r.ckpt)
+	return r.plan.foretell(r.recipe, r.ckpt, r.original.stored)
 }
 
 // hasBudget reports whether the layer's rank comes from a budget.

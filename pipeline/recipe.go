@@ -108,6 +108,9 @@ type Rule struct {
 	Steps []Step `yaml:"steps"` // none: the layer stays as it is
 	// Levels are what a search chooses among, in place of the steps alone.
 	Levels []Levels `yaml:"levels"`
+	// Requantize lets the steps compress layers that are stored compressed already, from
+	// their dequantized values; without it those stay as they are stored.
+	Requantize bool `yaml:"requantize"`
 
 	levels []level
 }

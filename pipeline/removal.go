@@ -1,12 +1,14 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 
+	"github.com/fettle-dev/fettle/export"
 	"github.com/fettle-dev/fettle/internal/blas"
 	"github.com/fettle-dev/fettle/internal/scratch"
 	"github.com/fettle-dev/fettle/layer"
@@ -18,9 +20,11 @@ import (
 
 // original is the model as it came.
 type original struct {
-	ckpt   *loader.Checkpoint
+	files  *loader.Checkpoint
+	stored *export.Model      // of files, where weights are stored compressed; else nil
+	ckpt   *loader.Checkpoint // files, or the view in which such weights are decoded
 	graph  *model.Graph
-	config []byte // its config.json; nil where there is none
+	config []byte // its config.json, without what tells of compression; nil where there is none
 	sha    string // of ckpt, once it is known
 }
 
@@ -52,8 +56,25 @@ func (r *run) shrink(cuts []cut, from *loader.Checkpoint) error {
 	if r.ckpt, err = from.View(small.Parts); err != nil {
 		return err
 	}
+	r.cutStored, r.shares = map[string]string{}, map[string]int64{}
+	for i, t := range r.ckpt.Tensors() {
+		was, _ := r.original.ckpt.Lookup(cmp.Or(small.Parts[i].From, t.Name))
+		r.shares[t.Name] = int64(float64(was.SourceBytes()) * float64(t.Elements()) / float64(max(was.Elements(), 1)))
+		if d := was.Decoded(); d != nil && t.Decoded() == nil {
+			r.cutStored[t.Name] = d.Encoding
+		}
+	}
 	r.graph, r.config, r.own = small.Graph, small.Config, small.Own
 	return nil
+}
+
+// sourceBytes returns the bytes of the source's files that became a tensor of the run's
+// model.
+func (r *run) sourceBytes(t loader.Tensor) int64 {
+	if n, ok := r.shares[t.Name]; ok {
+		return n
+	}
+	return t.SourceBytes()
 }
 
 // planRemoved says what cuts take away.
@@ -65,7 +86,7 @@ func (r *run) planRemoved(cuts []cut) (list []PlanRemoved) {
 			for _, op := range c.site.Ops {
 				for _, name := range tensorsOf(&r.original.graph.Ops[op]) {
 					t, _ := r.original.ckpt.Lookup(name)
-					p.Bytes += t.Bytes()
+					p.Bytes += t.SourceBytes()
 				}
 			}
 		} else {
@@ -81,7 +102,7 @@ func (r *run) unitBytes(s *model.Site) int64 {
 	var n int64
 	for _, sl := range s.Slices {
 		t, _ := r.original.ckpt.Lookup(sl.Tensor)
-		n += t.Bytes() / int64(t.Shape[sl.Axis]) * int64(sl.Size)
+		n += t.SourceBytes() / int64(t.Shape[sl.Axis]) * int64(sl.Size)
 	}
 	return n
 }
@@ -540,10 +561,10 @@ func (r *run) recordRemoved() {
 	}
 	var before, after int64
 	for _, t := range r.original.ckpt.Tensors() {
-		before += t.Bytes()
+		before += t.SourceBytes()
 	}
 	for _, t := range r.ckpt.Tensors() {
-		after += t.Bytes()
+		after += r.sourceBytes(t)
 	}
 	r.record.RemovedBytes = before - after
 	for i, p := range r.plan.Removed {

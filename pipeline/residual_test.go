@@ -21,10 +21,11 @@ func TestResidualSums(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ckpt, graph, err := openModel(context.Background(), recipe)
+		opened, err := openModel(context.Background(), recipe)
 		if err != nil {
 			t.Fatal(err)
 		}
+		ckpt, graph := opened.ckpt, opened.graph
 		var got []string
 		for i := range graph.Ops {
 			if !graph.Ops[i].IsLayer() {

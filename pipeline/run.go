@@ -94,7 +94,9 @@ type run struct {
 	routings  map[int]*routing // by the value of a router's weights; nil without experts or data
 	fewTokens []fewTokens
 
-	search      *record.Search // that chose the recipe's rules; nil for none
+	shares      map[string]int64  // bytes of the source that removals leave of each tensor
+	cutStored   map[string]string // how weights were stored of which removals take a part, by name
+	search      *record.Search    // that chose the recipe's rules; nil for none
 	plan        *Plan
 	calibration samples // nil when no method needs data and none is given
 	evaluation  samples // nil when none is given
@@ -232,15 +234,20 @@ func (r *run) close() error {
 		_ = r.file.Close()
 		_ = os.Remove(r.file.Name()) // unless it is gone already
 	}
-	return r.original.ckpt.Close()
+	return r.original.files.Close()
 }
 
-func (r *run) startRecord(ctx context.Context) error {
-	sha, err := r.original.hash(ctx)
-	if err != nil {
+func (r *run) startRecord(ctx context.Context) (err error) {
+	if r.sha, err = r.original.hash(ctx); err != nil {
 		return err
 	}
-	if r.sha = sha; r.ckpt != r.original.ckpt {
+	sha := r.sha
+	if r.original.ckpt != r.original.files { // the record has the files' own
+		if sha, err = r.original.files.SHA256(ctx); err != nil {
+			return err
+		}
+	}
+	if r.ckpt != r.original.ckpt {
 		if r.sha, err = r.ckpt.SHA256(ctx); err != nil {
 			return err
 		}
@@ -272,7 +279,7 @@ func (r *run) startRecord(ctx context.Context) error {
 		r.clock.emit(Event{Warning: text})
 	}
 	for _, t := range r.plan.Kept {
-		r.record.Kept = append(r.record.Kept, record.Tensor{Name: t.Name, DType: t.DType.String(), Shape: t.Shape, Bytes: t.Bytes()})
+		r.record.Kept = append(r.record.Kept, r.keptRecord(t))
 	}
 	r.record.Data = append(r.record.Data, dataRecord("calibration", r.recipe.Calibration, r.calibration)...)
 	r.record.Data = append(r.record.Data, dataRecord("evaluation", r.recipe.Evaluate, r.evaluation)...)
@@ -281,7 +288,7 @@ func (r *run) startRecord(ctx context.Context) error {
 
 func (r *run) exportInput() export.Input {
 	return export.Input{
-		Checkpoint: r.ckpt, Specs: r.plan.specs(), Replaced: r.weights.replaced,
+		Checkpoint: r.ckpt, Source: r.original.stored, Specs: r.plan.specs(), Replaced: r.weights.replaced,
 		Solution:  r.weights.solution,
 		ShardSize: r.recipe.Output.shardSize,
 		Config:    r.config, Architecture: r.graph.Architecture, Tool: "fettle",

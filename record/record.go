@@ -238,6 +238,9 @@ type Tensor struct {
 	DType string `json:"dtype"`
 	Shape []int  `json:"shape"`
 	Bytes int64  `json:"bytes"`
+	// Stored says how the source has it compressed already, such as "GPTQ 4 bits g128";
+	// it is written as it is stored. DType is then that of its values or scales.
+	Stored string `json:"stored,omitempty"`
 	// Changed says that its values changed with a layer's: a bias or normalization
 	// that took a correction, or AWQ's scales.
 	Changed bool `json:"changed,omitempty"`

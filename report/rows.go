@@ -289,7 +289,7 @@ func largestTensors(run *record.Run) []tensorRow {
 		rows = append(rows, tensorRow{Name: cmp.Or(l.Weight, l.Name), As: precision(l), Bytes: l.Bytes})
 	}
 	for _, t := range run.Kept {
-		rows = append(rows, tensorRow{Name: t.Name, As: t.DType, Bytes: t.Bytes})
+		rows = append(rows, tensorRow{Name: t.Name, As: cmp.Or(t.Stored, t.DType), Bytes: t.Bytes})
 	}
 	slices.SortStableFunc(rows, func(a, b tensorRow) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	rows = rows[:min(topN, len(rows))]

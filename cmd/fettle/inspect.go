@@ -95,6 +95,9 @@ func printReport(w io.Writer, r *inspect.Report, stats bool) error {
 	if r.Written != nil {
 		p("%-12s by fettle: %s compressed weights; dense, all tensors would take %s", "written", thousands(int64(r.Written.Compressed)), bytesText(r.Written.DenseBytes))
 	}
+	for _, e := range r.Compressed {
+		p("%-12s %s weights as %s, %s bytes for %s elements", "compressed", thousands(int64(e.Weights)), printable(e.Encoding), thousands(e.Bytes), thousands(e.Elements))
+	}
 	if len(r.Metadata) > 0 {
 		p("%-12s %s", "metadata", metadataText(r.Metadata))
 	}

@@ -124,7 +124,7 @@ func exitCode(ctx context.Context, err error) int {
 	case is[usageError](err), is[*pipeline.RecipeError](err), is[*pipeline.FallbackError](err), is[*pipeline.MemoryError](err), is[*pipeline.FitError](err), is[*model.OptionError](err), is[*prune.AllocationError](err), errors.Is(err, prune.ErrImpossible),
 		is[*inspect.OptionError](err), is[*gate.BudgetError](err), errors.Is(err, gate.ErrNoBudget), errors.Is(err, pipeline.ErrNothingToDo), errors.Is(err, fs.ErrExist):
 		return exitUsage
-	case is[*loader.FormatError](err), is[*layer.InputError](err), is[*prune.ValueError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
+	case is[*loader.FormatError](err), is[*layer.InputError](err), is[*prune.ValueError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*export.MethodError](err), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
 		is[*dataset.Error](err), is[*evaluate.Error](err), is[*export.TensorError](err), is[*gate.InputError](err),
 		is[*pipeline.InputError](err), is[*fitness.Error](err), is[*fitness.LevelError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err), is[*scratch.Error](err),
 		is[*fs.PathError](err):

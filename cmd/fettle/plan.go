@@ -115,14 +115,10 @@ func printPlan(c *cli.Context, plan *pipeline.Plan) {
 			fmt.Fprintf(c.App.Writer, "warning: layer %s: %s instead of %s: %s\n", l.Name, f.Got, f.Asked, f.Reason)
 		}
 	}
-	var kept int64
-	for _, k := range plan.Kept {
-		kept += k.Bytes()
-	}
 	if len(plan.Removed) > 0 || len(plan.Layers) > 0 {
 		fmt.Fprintln(c.App.Writer)
 	}
-	fmt.Fprintf(c.App.Writer, "%s: %d layers compressed, %d tensors kept (%s)\n", plan.Architecture, len(plan.Layers), len(plan.Kept), bytesText(kept))
+	fmt.Fprintf(c.App.Writer, "%s: %d layers compressed, %d tensors kept (%s)\n", plan.Architecture, len(plan.Layers), len(plan.Kept), bytesText(plan.KeptBytes()))
 	fmt.Fprintf(c.App.Writer, "size %s → %d bytes of weights exactly (%.1f %% of the source%s)\n",
 		bytesText(plan.SourceBytes), plan.WeightBytes, 100*float64(plan.WeightBytes)/float64(plan.SourceBytes), bitsText(len(plan.Layers), plan.AverageBits()))
 	if plan.Budget > 0 {

@@ -158,6 +158,11 @@ type Graph struct {
 	Output       int       `json:"output"` // the logits
 	Normalize    Normalize `json:"normalize"`
 
+	// Detached says that the layers stand each for itself, as nothing is known of
+	// what connects them: no operation writes what they read, and the graph cannot
+	// be run.
+	Detached bool `json:"detached,omitempty"`
+
 	// Context is the longest sequence that a language model was made for, in
 	// tokens; 0 for other models.
 	Context int `json:"context,omitempty"`
@@ -183,6 +188,13 @@ func (g *Graph) Check() error {
 	}
 	written := make([]bool, len(g.Values))
 	written[g.Input] = true
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			if g.Detached && g.has(v) {
+				written[v] = true
+			}
+		}
+	}
 	layers := make(map[string]bool)
 	for i := range g.Ops {
 		if err := g.checkOp(i, written); err != nil {

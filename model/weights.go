@@ -75,15 +75,25 @@ func layerName(tensor string) string {
 	return name
 }
 
-// notLayers matches a part of the names of tensors of two and four axes that are
-// no layer's weight: tables that are looked up, normalizations, biases, and what
-// is added or multiplied as it is.
-var notLayers = regexp.MustCompile(`(?i)(^|[._])(w[tp]e|\w*emb(ed|eds|edding|eddings|d)?|tok_embeddings|shared|\w*norm\d*|ln(_\w+|\d+)?|bn\d*|\w*bias(es)?|pos|\w*position\w*|\w*_pos|token_type\w*|\w*token|tokens|scale|gamma|beta|alpha|running_(mean|var)|mask|freqs\w*|inv_freq|cos|sin)([._]|$)`)
+// notLayers matches the last parts of names whose tensors of two axes are no
+// layer's weight: tables that are looked up, normalizations, routers, biases, and
+// what is added or multiplied as it is.
+var notLayers = regexp.MustCompile(`(?i)^(w[tp]e|shared|(\w+_)?(emb|embeds?|embeddings?)(_(tokens?|positions?|table|in|\d+))?` +
+	`|\w*norm\d*|ln(_\w+|\d*)|bn\d*|gate|router|(\w*_)?(bias|biases|tokens?|pos|positions?|scales?|scale_inv|zeros|zero_points?|table|mask|mean|var|std)` +
+	`|bias_\w+|relative_position\w*|gamma|beta|alpha|freqs\w*|inv_freq|cos|sin)$`)
 
 // isLayerWeight reports whether a tensor is taken as a layer's weight where no
 // forward pass is known.
 func isLayerWeight(t loader.Tensor) bool {
-	return (len(t.Shape) == 2 || len(t.Shape) == 4) && t.DType.IsFloat() && size(t.Shape) > 0 &&
-		t.Shape[0] > 1 && size(t.Shape[1:]) > 1 && max(slices.Max(t.Shape), 0) <= maxCount &&
-		(len(t.Shape) == 2 || max(t.Shape[2], t.Shape[3]) <= maxGeometry) && !notLayers.MatchString(t.Name)
+	if !t.DType.IsFloat() || size(t.Shape) == 0 || slices.Max(t.Shape) > maxCount {
+		return false
+	}
+	switch len(t.Shape) {
+	case 2:
+		name := layerName(t.Name)
+		return min(t.Shape[0], t.Shape[1]) > 1 && !notLayers.MatchString(name[strings.LastIndexByte(name, '.')+1:])
+	case 4:
+		return t.Shape[0] > 1 && size(t.Shape[1:]) > 1 && max(t.Shape[2], t.Shape[3]) <= maxGeometry
+	}
+	return false
 }

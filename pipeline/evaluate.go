@@ -193,6 +193,9 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 			return nil, err
 		}
 		defer ckpt.Close()
+		if err := recipe.wantForward(ckpt.Tensors(), graph, sourceConfig(recipe.Model.Path), "evaluate"); err != nil {
+			return nil, err
+		}
 		return measure(ctx, recipe, o, stored(ckpt, graph))
 	}
 	defer written.Close()
@@ -202,6 +205,9 @@ func Evaluate(ctx context.Context, recipe *Recipe, o Options) (*Measured, error)
 	}
 	graph, err := buildGraph(written.Tensors(), recipe, config)
 	if err != nil {
+		return nil, err
+	}
+	if err := recipe.wantForward(written.Tensors(), graph, config, "evaluate"); err != nil {
 		return nil, err
 	}
 	return measure(ctx, recipe, o, dequantized(written, graph))

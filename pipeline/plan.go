@@ -83,7 +83,8 @@ type LayerTerm struct {
 
 // needsMoments reports whether the layer's solution depends on data.
 func (l *PlanLayer) needsMoments() bool {
-	return l.Scaled || l.Compensate != nil || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
+	term := l.Compensate != nil && l.Compensate.Method != lowrank.SVD
+	return l.Scaled || term || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
 }
 
 // method names the layer's methods, for messages.
@@ -174,7 +175,15 @@ func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
 // to find the units that are removed, which changes no size but those that depend on
 // values. On an error nothing stays open.
 func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
-	if r.ckpt, r.graph, err = openModel(ctx, r.recipe); err != nil {
+	var groups map[string]int
+	if r.recipe.Moments != "" {
+		if r.captured, err = openCaptured(ctx, r.recipe.Moments); err != nil {
+			return err
+		}
+		groups = r.captured.groups()
+	}
+	if r.ckpt, r.graph, err = openWith(ctx, r.recipe, groups); err != nil {
+		r.captured.close()
 		return err
 	}
 	r.original = &original{ckpt: r.ckpt, graph: r.graph, config: sourceConfig(r.recipe.Model.Path)}
@@ -184,6 +193,9 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 			_ = r.close() // only read from
 		}
 	}()
+	if err := r.checkDetached(); err != nil {
+		return err
+	}
 	if r.cuts, err = r.recipe.cuts(r.graph); err != nil {
 		return err
 	}
@@ -194,6 +206,11 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	}
 	if err := r.planLayers(); err != nil {
 		return err
+	}
+	if r.captured != nil {
+		if err := r.checkCaptured(); err != nil {
+			return err
+		}
 	}
 	if data {
 		if err := r.openData(ctx); err != nil {
@@ -229,6 +246,11 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 }
 
 func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph, error) {
+	return openWith(ctx, r, nil)
+}
+
+// openWith is openModel where a file of moments tells the groups of convolutions.
+func openWith(ctx context.Context, r *Recipe, groups map[string]int) (*loader.Checkpoint, *model.Graph, error) {
 	if r.Model.Path == "" {
 		return nil, nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
 	}
@@ -236,7 +258,7 @@ func openModel(ctx context.Context, r *Recipe) (*loader.Checkpoint, *model.Graph
 	if err != nil {
 		return nil, nil, err
 	}
-	graph, err := buildGraph(ckpt.Tensors(), r, sourceConfig(r.Model.Path))
+	graph, err := buildWith(ckpt.Tensors(), r, sourceConfig(r.Model.Path), groups)
 	if err != nil {
 		_ = ckpt.Close() // only read from
 		return nil, nil, err
@@ -263,7 +285,21 @@ func (r *Recipe) modelOptions(config []byte) model.Options {
 }
 
 func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
-	graph, err := model.Build(tensors, r.modelOptions(config))
+	return buildWith(tensors, r, config, nil)
+}
+
+// buildWith builds the model's graph. Where no builder knows the model, and the
+// recipe names none, it is one of layers alone.
+func buildWith(tensors []loader.Tensor, r *Recipe, config []byte, groups map[string]int) (*model.Graph, error) {
+	o := r.modelOptions(config)
+	o.Groups = groups
+	graph, err := model.Build(tensors, o)
+	if _, ok := errors.AsType[*model.UnsupportedError](err); ok && o.Architecture == "" {
+		o.Architecture = model.WeightsAlone
+		if alone, e := model.Build(tensors, o); e == nil {
+			return alone, nil
+		}
+	}
 	if bad, ok := errors.AsType[*model.NetworkError](err); ok {
 		where := fmt.Sprintf("model.network[%d]", bad.Node)
 		return nil, &RecipeError{File: r.file, Line: r.lines.line(where), Where: where, Reason: bad.Name + ": " + bad.Problem}
@@ -272,6 +308,43 @@ func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph
 		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
 	}
 	return graph, nil
+}
+
+// checkDetached refuses what needs a forward pass where none is known.
+func (r *run) checkDetached() error {
+	need := ""
+	switch {
+	case !r.graph.Detached:
+		return nil
+	case r.recipe.Calibration != nil:
+		need = "calibration"
+	case r.recipe.Evaluate != nil:
+		need = "evaluate"
+	case r.recipe.Search != nil:
+		need = "search"
+	case len(r.recipe.Remove) > 0:
+		need = "remove"
+	case r.recipe.allocatesOnData():
+		need = "an allocation that looks at data"
+	}
+	if need == "" {
+		return nil
+	}
+	return r.forwardError(need)
+}
+
+// forwardError says that something needs a forward pass, and why none is known.
+func (r *run) forwardError(need string) error {
+	return r.recipe.wantForward(r.ckpt.Tensors(), r.graph, r.config, need)
+}
+
+// wantForward fails for a graph of layers alone.
+func (r *Recipe) wantForward(tensors []loader.Tensor, g *model.Graph, config []byte, need string) error {
+	if !g.Detached {
+		return nil
+	}
+	_, err := model.Build(tensors, r.modelOptions(config))
+	return &ForwardError{Path: r.Model.Path, Need: need, Err: err}
 }
 
 // planLayers plans for what removals leave.
@@ -283,6 +356,9 @@ func (r *run) planLayers() (err error) {
 	if len(r.cuts) > 0 {
 		readers := Plan{Layers: r.readers()}
 		r.plan.removing = readers.fixedMemory(r.original.graph)
+	}
+	if r.graph.Detached {
+		r.plan.Notes = append(r.plan.Notes, "layers are found by names and shapes, and the model is not run: errors are those of the layers alone, and nothing is evaluated")
 	}
 	if r.own != "" {
 		r.plan.Notes = append(r.plan.Notes, fmt.Sprintf("only fettle can read what is left of the model: %s", r.own))

@@ -24,6 +24,9 @@ type Options struct {
 	Config []byte
 	// Network describes a network that neither names nor a config tell.
 	Network []Node
+	// Groups are those of convolutions, by layer, where only a "weights" graph can
+	// be built and something else knows them.
+	Groups map[string]int
 }
 
 // A builder makes the graph of one architecture.
@@ -45,6 +48,7 @@ func builders() []builder {
 		{name: cifarResNet, matches: isCIFARResNet, build: buildCIFARResNet},
 		{name: mlp, build: buildMLP, help: helpMLP},
 		{name: network, build: buildNetwork},
+		{name: WeightsAlone, build: buildWeights},
 		{name: llama, config: true, build: buildLlama, help: helpDecoder},
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
@@ -84,6 +88,10 @@ type UnsupportedError struct {
 	Help         string   // what would help, "" when nothing is known to
 }
 
+// Ways are what is open to a model that no builder knows.
+const Ways = "describe the network in the recipe (`model: {network: …}` or --network FILE), take the moments of its inputs where it runs (`moments:` or --moments FILE), " +
+	"or use steps that need no data (nearest, hqq, fp8, magnitude, svd), without calibration and evaluate: see docs/recipes.md"
+
 func (e *UnsupportedError) Error() string {
 	what := "the tensors' names and shapes are of no architecture that can be recognised"
 	if e.Architecture != "" {
@@ -93,7 +101,7 @@ func (e *UnsupportedError) Error() string {
 	if e.Help != "" {
 		text += "; " + e.Help
 	}
-	return text
+	return text + "; or " + Ways
 }
 
 // TensorError says that a checkpoint does not fit its architecture: a tensor
@@ -152,7 +160,7 @@ func Build(tensors []loader.Tensor, o Options) (*Graph, error) {
 		}
 	}
 	if e.Help == "" && o.Architecture == "" {
-		e.Help = "set the architecture if it is one of these under other names, or describe the network in the recipe (`model: {network: …}`)"
+		e.Help = "set the architecture if it is one of these under other names"
 	}
 	return nil, e
 }

@@ -2,6 +2,7 @@ package model
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -62,6 +63,9 @@ type Executor struct {
 	scratch *sync.Pool // of *[]float32: attention's tiles, one for each busy worker
 }
 
+// ErrDetached says that a graph of layers alone cannot be run.
+var ErrDetached = errors.New("model: what connects the layers is not known, so they cannot be run")
+
 // NewExecutor returns an executor of g on p's workers (nil: on the caller
 // alone). A graph that does not pass Check is reported by the first call.
 func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
@@ -69,6 +73,9 @@ func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
 		p = pool.New(1)
 	}
 	e := &Executor{graph: g, invalid: g.Check(), pool: p, weights: w, scratch: &sync.Pool{}}
+	if e.invalid == nil && g.Detached {
+		e.invalid = ErrDetached
+	}
 	if e.invalid == nil {
 		e.lastUse = g.LastUse()
 	}

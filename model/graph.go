@@ -178,6 +178,11 @@ type Graph struct {
 	// Task says what the output is, where it is neither an image's logits nor
 	// those of a next token.
 	Task Task `json:"task,omitempty"`
+	// Detached says that the layers stand each for itself, as nothing is known of
+	// what connects them: no operation writes what they read, and the graph cannot
+	// be run.
+	Detached bool `json:"detached,omitempty"`
+
 	// Context is the longest sequence that a language model was made for, in
 	// tokens; 0 for other models.
 	Context int `json:"context,omitempty"`
@@ -203,6 +208,13 @@ func (g *Graph) Check() error {
 	}
 	written, rows := make([]bool, len(g.Values)), make([]routedRows, len(g.Values))
 	written[g.Input] = true
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			if g.Detached && g.has(v) {
+				written[v] = true
+			}
+		}
+	}
 	layers := make(map[string]bool)
 	for i := range g.Ops {
 		err := g.checkOp(i, written)

@@ -83,8 +83,8 @@ func (c *compression) solveAll(ctx context.Context) error {
 		}
 		// Layers that read the same value in different ways must not see each
 		// other's weights: the upstream of the next value grows only now.
-		if c.recipe.Sequential == "none" {
-			continue // the streams stay the same throughout
+		if c.recipe.Sequential == "none" || c.captured != nil {
+			continue // the streams stay the same throughout, or there are none
 		}
 		for _, s := range stops {
 			if err := c.pass(ctx, s); err != nil {
@@ -131,7 +131,7 @@ func (c *compression) stopsAt(value int) []*stop {
 		reading := readingOf(c.graph, l.op)
 		at := -1
 		for j, s := range stops {
-			if sameReading(s.reading, reading) {
+			if c.captured == nil && sameReading(s.reading, reading) {
 				at = j
 			}
 		}
@@ -250,6 +250,11 @@ func (c *compression) setKeys(s *stop) (err error) {
 			return err
 		}
 	}
+	if _, ok := c.capturedAt(s); ok {
+		if s.key, err = key("captured", layer.EncodingVersion, blas.Path, c.captured.sha, s.layers[0].Name); err != nil {
+			return err
+		}
+	}
 	var all []any // AWQ's scales depend on all layers that read the value
 	if s.scaled() {
 		for _, l := range s.layers {
@@ -276,6 +281,14 @@ func (c *compression) setKeys(s *stop) (err error) {
 // other recipe, and a run that is killed and resumed has to bring the streams to
 // the stop again anyway. Those of a large model are tens of gigabytes.
 func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, error) {
+	if l, ok := c.capturedAt(s); ok {
+		c.clock.enter(StageMoments)
+		prob, err := c.problem(l, nil)
+		if err != nil {
+			return nil, err
+		}
+		return c.captured.of(ctx, c.pool, prob, l.Name)
+	}
 	if s.starved() && slices.ContainsFunc(s.layers, func(l *PlanLayer) bool { return l.Compensate != nil }) {
 		return c.white(s)
 	}
@@ -290,6 +303,16 @@ func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, err
 		return c.takeMoments(ctx, s)
 	})
 	return m, err
+}
+
+// capturedAt returns the one layer of a stop whose moments are in a file.
+func (c *compression) capturedAt(s *stop) (*PlanLayer, bool) {
+	if c.captured == nil {
+		return nil, false
+	}
+	l := s.layers[0]
+	_, ok := c.captured.layers[l.Name]
+	return l, ok
 }
 
 func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments, error) {
@@ -515,6 +538,7 @@ func (c *compression) correctedBias(l *PlanLayer, correction []float64) (name st
 }
 
 func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []layer.Fallback) (record.Layer, error) {
+	var err error
 	t, ok := c.ckpt.Lookup(l.Weight)
 	if !ok {
 		return record.Layer{}, fmt.Errorf("%w: %s", loader.ErrNotFound, l.Weight)
@@ -556,6 +580,11 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 			RelativeError: relative(s.Errors.Base, s.Errors.Energy),
 		}
 	}
+	if s.Errors.Energy == 0 {
+		if entry.RelativeWeightError, err = c.weightError(l, s); err != nil {
+			return record.Layer{}, err
+		}
+	}
 	if s.Errors.Energy > 0 {
 		solved, nearest := s.Errors.Relative(), s.Errors.NearestRelative()
 		entry.RelativeError, entry.NearestRelativeError = &solved, &nearest
@@ -571,6 +600,23 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 		entry.Fallbacks = append(entry.Fallbacks, record.Fallback(f))
 	}
 	return entry, nil
+}
+
+// weightError returns ‖W − Ŵ‖²/‖W‖², nil for a weight of zeros.
+func (c *compression) weightError(l *PlanLayer, s *layer.Solution) (*float64, error) {
+	w, err := c.weights.original(l.Weight)
+	if err != nil {
+		return nil, err
+	}
+	rebuilt := make([]float32, len(w))
+	s.Weight(rebuilt)
+	var off, all float64
+	for i, v := range w {
+		d := float64(v) - float64(rebuilt[i])
+		off += d * d
+		all += float64(v) * float64(v)
+	}
+	return relative(off, all), nil
 }
 
 // relative returns a pointer to an error over the energy; nil where there is none.

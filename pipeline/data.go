@@ -96,7 +96,7 @@ func isLanguage(g *model.Graph) bool { return len(g.Ops) > 0 && g.Ops[0].Kind ==
 // openData opens the calibration and evaluation data and checks them against
 // the graph's input.
 func (r *run) openData(ctx context.Context) (err error) {
-	if r.recipe.Calibration == nil {
+	if r.recipe.Calibration == nil && r.captured == nil {
 		for _, c := range r.cuts {
 			if c.entry.needsMoments() {
 				return &RecipeError{
@@ -106,10 +106,13 @@ func (r *run) openData(ctx context.Context) (err error) {
 			}
 		}
 		for _, l := range r.plan.Layers {
+			if l.needsMoments() && r.graph.Detached {
+				return r.forwardError(fmt.Sprintf("layer %s (%s)", l.Name, l.method()))
+			}
 			if l.needsMoments() {
 				return &RecipeError{
 					File: r.recipe.file, Where: "calibration",
-					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or use method nearest or hqq without align, awq and range awq", l.Name, l.method()),
+					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or moments (--moments), or use method nearest or hqq without align, awq and range awq", l.Name, l.method()),
 				}
 			}
 		}
@@ -124,6 +127,17 @@ func (r *run) openData(ctx context.Context) (err error) {
 		r.clock.emit(Event{Warning: "evaluation samples come from the same part of the same file as calibration samples; figures will flatter the result"})
 	}
 	return nil
+}
+
+// dataHash is the hash of what moments come from, "" for nothing.
+func (r *run) dataHash() string {
+	switch {
+	case r.captured != nil:
+		return r.captured.sha
+	case r.calibration != nil:
+		return r.calibration.sha256()
+	}
+	return ""
 }
 
 // openSamples opens data for a graph; nil where none is named.

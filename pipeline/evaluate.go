@@ -223,6 +223,9 @@ func Evaluate(ctx context.Context, recipe *Recipe, options Options) (*Measured, 
 		return nil, err
 	}
 	defer o.files.Close()
+	if err := recipe.wantForward(o.ckpt.Tensors(), o.graph, o.config, "evaluate"); err != nil {
+		return nil, err
+	}
 	return measure(ctx, recipe, options, stored(o.ckpt, o.graph))
 }
 

@@ -92,7 +92,8 @@ func (l *PlanLayer) needsMoments() bool {
 
 // learns reports whether the layer's steps learn from data.
 func (l *PlanLayer) learns() bool {
-	return l.Scaled || l.Compensate != nil || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
+	term := l.Compensate != nil && l.Compensate.Method != lowrank.SVD
+	return l.Scaled || term || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
 }
 
 // method names the layer's methods, for messages.
@@ -183,7 +184,15 @@ func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
 // to find the units that are removed, which changes no size but those that depend on
 // values. On an error nothing stays open.
 func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
-	if r.original, err = openModel(ctx, r.recipe); err != nil {
+	var groups map[string]int
+	if r.recipe.Moments != "" {
+		if r.captured, err = openCaptured(ctx, r.recipe.Moments); err != nil {
+			return err
+		}
+		groups = r.captured.groups()
+	}
+	if r.original, err = openWith(ctx, r.recipe, groups); err != nil {
+		r.captured.close()
 		return err
 	}
 	r.ckpt, r.graph, r.config = r.original.ckpt, r.original.graph, r.original.config
@@ -192,6 +201,9 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 			_ = r.close() // only read from
 		}
 	}()
+	if err := r.checkDetached(); err != nil {
+		return err
+	}
 	if r.cuts, err = r.recipe.cuts(r.graph); err != nil {
 		return err
 	}
@@ -202,6 +214,11 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	}
 	if err := r.planLayers(); err != nil {
 		return err
+	}
+	if r.captured != nil {
+		if err := r.checkCaptured(); err != nil {
+			return err
+		}
 	}
 	keeps := r.recipe.Experts.Fallback == "keep" && r.recipe.Calibration != nil && hasExperts(r.graph)
 	if data || keeps { // which layers stay as they are depends on data
@@ -243,9 +260,12 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	return r.plan.foretell(r.recipe, r.ckpt, r.original.stored)
 }
 
-// openModel opens the recipe's model. Weights that are stored compressed are tensors
-// that are decoded as they are read.
-func openModel(ctx context.Context, r *Recipe) (o *original, err error) {
+func openModel(ctx context.Context, r *Recipe) (*original, error) { return openWith(ctx, r, nil) }
+
+// openWith opens the recipe's model; a file of moments may tell the groups of
+// convolutions. Weights that are stored compressed are tensors that are decoded as they
+// are read.
+func openWith(ctx context.Context, r *Recipe, groups map[string]int) (o *original, err error) {
 	if r.Model.Path == "" {
 		return nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
 	}
@@ -270,7 +290,7 @@ func openModel(ctx context.Context, r *Recipe) (o *original, err error) {
 			return nil, err
 		}
 	}
-	o.graph, err = buildGraph(o.ckpt.Tensors(), r, o.config)
+	o.graph, err = buildWith(o.ckpt.Tensors(), r, o.config, groups)
 	return o, err
 }
 
@@ -293,7 +313,21 @@ func (r *Recipe) modelOptions(config []byte) model.Options {
 }
 
 func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
-	graph, err := model.Build(tensors, r.modelOptions(config))
+	return buildWith(tensors, r, config, nil)
+}
+
+// buildWith builds the model's graph. Where no builder knows the model, and the
+// recipe names none, it is one of layers alone.
+func buildWith(tensors []loader.Tensor, r *Recipe, config []byte, groups map[string]int) (*model.Graph, error) {
+	o := r.modelOptions(config)
+	o.Groups = groups
+	graph, err := model.Build(tensors, o)
+	if _, ok := errors.AsType[*model.UnsupportedError](err); ok && o.Architecture == "" {
+		o.Architecture = model.WeightsAlone
+		if alone, e := model.Build(tensors, o); e == nil {
+			return alone, nil
+		}
+	}
 	if bad, ok := errors.AsType[*model.NetworkError](err); ok {
 		where := fmt.Sprintf("model.network[%d]", bad.Node)
 		return nil, &RecipeError{File: r.file, Line: r.lines.line(where), Where: where, Reason: bad.Name + ": " + bad.Problem}
@@ -302,6 +336,43 @@ func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph
 		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
 	}
 	return graph, nil
+}
+
+// checkDetached refuses what needs a forward pass where none is known.
+func (r *run) checkDetached() error {
+	need := ""
+	switch {
+	case !r.graph.Detached:
+		return nil
+	case r.recipe.Calibration != nil:
+		need = "calibration"
+	case r.recipe.Evaluate != nil:
+		need = "evaluate"
+	case r.recipe.Search != nil:
+		need = "search"
+	case len(r.recipe.Remove) > 0:
+		need = "remove"
+	case r.recipe.allocatesOnData():
+		need = "an allocation that looks at data"
+	}
+	if need == "" {
+		return nil
+	}
+	return r.forwardError(need)
+}
+
+// forwardError says that something needs a forward pass, and why none is known.
+func (r *run) forwardError(need string) error {
+	return r.recipe.wantForward(r.ckpt.Tensors(), r.graph, r.config, need)
+}
+
+// wantForward fails for a graph of layers alone.
+func (r *Recipe) wantForward(tensors []loader.Tensor, g *model.Graph, config []byte, need string) error {
+	if !g.Detached {
+		return nil
+	}
+	_, err := model.Build(tensors, r.modelOptions(config))
+	return &ForwardError{Path: r.Model.Path, Need: need, Err: err}
 }
 
 // planLayers plans for what removals leave.
@@ -316,6 +387,9 @@ func (r *run) planLayers() (err error) {
 	if len(r.cuts) > 0 {
 		readers := Plan{Layers: r.readers()}
 		r.plan.removing = readers.fixedMemory(r.original.graph)
+	}
+	if r.graph.Detached {
+		r.plan.Notes = append(r.plan.Notes, "layers are found by names and shapes, and the model is not run: errors are those of the layers alone, and nothing is evaluated")
 	}
 	if r.own != "" {
 		r.plan.Notes = append(r.plan.Notes, fmt.Sprintf("only fettle can read what is left of the model: %s", r.own))

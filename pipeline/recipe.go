@@ -27,6 +27,7 @@ type Recipe struct {
 	Version     int      `yaml:"version"`
 	Model       Model    `yaml:"model"`
 	Calibration *Data    `yaml:"calibration"`
+	Moments     string   `yaml:"moments"`    // in place of calibration: a file of them, see captured
 	Sequential  string   `yaml:"sequential"` // value (default) or none
 	Remove      []Remove `yaml:"remove"`     // before the rules
 	Rules       []Rule   `yaml:"rules"`
@@ -232,7 +233,7 @@ func ParseRecipe(text []byte, file string) (*Recipe, error) {
 }
 
 func (r *Recipe) paths() []*string {
-	paths := []*string{&r.Model.Path, &r.Output.Path}
+	paths := []*string{&r.Model.Path, &r.Moments, &r.Output.Path}
 	data := []*Data{r.Calibration, r.Evaluate}
 	if r.Search != nil {
 		data = append(data, r.Search.Data)
@@ -287,6 +288,9 @@ func (r *Recipe) check() (where, reason string) {
 	if len(r.Model.Input.Mean) != len(r.Model.Input.Std) {
 		return "model.input", fmt.Sprintf("has %d means and %d stds; give one of each per channel", len(r.Model.Input.Mean), len(r.Model.Input.Std))
 	}
+	if reason := r.checkMoments(); reason != "" {
+		return "moments", reason
+	}
 	for name, d := range map[string]*Data{"calibration": r.Calibration, "evaluate": r.Evaluate} {
 		if d == nil {
 			continue
@@ -315,6 +319,35 @@ func (r *Recipe) check() (where, reason string) {
 		}
 	}
 	return r.checkSearch()
+}
+
+// SetMoments puts a file of moments in place of the recipe's, and of its calibration.
+func (r *Recipe) SetMoments(path string) error {
+	r.Moments, r.Calibration = path, nil
+	if reason := r.checkMoments(); reason != "" {
+		return &RecipeError{File: r.file, Where: "moments", Reason: reason}
+	}
+	return nil
+}
+
+// checkMoments says what does not go with a file of moments.
+func (r *Recipe) checkMoments() string {
+	switch {
+	case r.Moments == "":
+		return ""
+	case r.Calibration != nil:
+		return "stand in place of calibration; leave one of the two out"
+	case r.Search != nil:
+		return "do not go with a search, which runs the model on calibration data"
+	case len(r.Remove) > 0:
+		return "do not go with remove, which runs the model on calibration data, and without score and repair needs none; compress what it leaves in a second run"
+	}
+	for i := range r.Rules {
+		if _, q, _ := r.Rules[i].steps(); q != nil && q.AWQ {
+			return fmt.Sprintf("do not go with rules[%d].steps.quantize.awq, whose scales belong to all layers that read a value; leave it out", i)
+		}
+	}
+	return ""
 }
 
 // checkSearch returns the first fault of a search, and of a recipe that has levels

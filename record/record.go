@@ -84,7 +84,7 @@ type Source struct {
 
 // Data is a set of samples that was used.
 type Data struct {
-	Role    string `json:"role"` // calibration, evaluation or search
+	Role    string `json:"role"` // calibration, moments (of layers' inputs, from elsewhere), evaluation or search
 	Path    string `json:"path"`
 	Format  string `json:"format"`
 	Samples int    `json:"samples"`
@@ -192,6 +192,8 @@ type Layer struct {
 	RelativeError        *float64 `json:"relative_error,omitempty"`
 	NearestRelativeError *float64 `json:"nearest_relative_error,omitempty"`
 	SoftRelativeError    *float64 `json:"soft_relative_error,omitempty"`
+	// RelativeWeightError is ‖W − Ŵ‖²/‖W‖², where no data was used.
+	RelativeWeightError *float64 `json:"relative_weight_error,omitempty"`
 	// BoundRelativeError is what RelativeError cannot exceed, where the method's
 	// theory knows it: gpfq and spfq.
 	BoundRelativeError *float64 `json:"bound_relative_error,omitempty"`

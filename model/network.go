@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -236,7 +237,10 @@ func (d *described) optional(name string, want int) string {
 
 // missing says what is wrong with a tensor, and what layers there are.
 func (d *described) missing() string {
-	e := d.s.err.(*TensorError)
+	e, ok := errors.AsType[*TensorError](d.s.err)
+	if !ok {
+		return d.s.err.Error()
+	}
 	text := fmt.Sprintf("tensor %s %s", e.Tensor, e.Problem)
 	if d.s.has(e.Tensor) {
 		return text

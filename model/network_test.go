@@ -97,8 +97,10 @@ func TestNetworkComputes(t *testing.T) {
 	}
 	half := float32(.5)
 	g, err := Build(tensors, Options{Network: []Node{
-		{Op: "linear", Layer: "a"}, {Op: "leaky_relu", Slope: &half, Name: "act"},
-		{Op: "add", From: []string{"act", "input"}}, {Op: "layernorm", Layer: "n"},
+		{Op: "linear", Layer: "a"},
+		{Op: "leaky_relu", Slope: &half, Name: "act"},
+		{Op: "add", From: []string{"act", "input"}},
+		{Op: "layernorm", Layer: "n"},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -95,6 +95,11 @@ const quantizeName = "quantize_config.json"
 func Decode(file *loader.Checkpoint) (*Model, error) {
 	dir := file.Path()
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		// What stands beside a file may be of the folder's other files: dense.pt is
+		// none of what config.json describes.
+		if filepath.Base(dir) != ModelName && missingConfig(file) == nil {
+			return nil, nil
+		}
 		dir = filepath.Dir(dir)
 	}
 	text, err := readFile(filepath.Join(dir, ConfigName))

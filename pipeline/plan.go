@@ -273,9 +273,10 @@ func openWith(ctx context.Context, r *Recipe, groups map[string]int) (o *origina
 	if o.files, err = loader.Open(ctx, r.Model.Path); err != nil {
 		return nil, err
 	}
+	files := o.files
 	defer func() {
 		if err != nil {
-			_ = o.files.Close() // only read from
+			_ = files.Close() // only read from
 		}
 	}()
 	if o.stored, err = export.Decode(o.files); err != nil {

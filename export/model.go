@@ -97,7 +97,7 @@ func Decode(file *loader.Checkpoint) (*Model, error) {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		// What stands beside a file may be of the folder's other files: dense.pt is
 		// none of what config.json describes.
-		if filepath.Base(dir) != ModelName && missingConfig(file) == nil {
+		if base := filepath.Base(dir); base != ModelName && base != IndexName && missingConfig(file) == nil {
 			return nil, nil
 		}
 		dir = filepath.Dir(dir)

@@ -68,10 +68,10 @@ func isNonspacing(r rune) bool {
 // isControl is what BertNormalizer cleans away: Cc, Cf, Co and U+FFFD, but not
 // what it takes for white space.
 func isControl(r rune) bool {
-	switch {
-	case r == '\t' || r == '\n' || r == '\r':
+	switch r {
+	case '\t', '\n', '\r':
 		return false
-	case r == utf8.RuneError:
+	case utf8.RuneError:
 		return true
 	}
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co) && !newFormats.has(r)
@@ -84,8 +84,13 @@ func isIdeograph(r rune) bool {
 }
 
 var ideographs = ranges{
-	{0x3400, 0x4DBF}, {0x4E00, 0x9FFF}, {0xF900, 0xFAFF},
-	{0x20000, 0x2A6DF}, {0x2A700, 0x2B81F}, {0x2B920, 0x2CEAF}, {0x2F800, 0x2FA1F},
+	{0x3400, 0x4DBF},
+	{0x4E00, 0x9FFF},
+	{0xF900, 0xFAFF},
+	{0x20000, 0x2A6DF},
+	{0x2A700, 0x2B81F},
+	{0x2B920, 0x2CEAF},
+	{0x2F800, 0x2FA1F},
 }
 
 func lower(r rune) rune {

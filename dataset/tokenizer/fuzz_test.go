@@ -127,8 +127,10 @@ func FuzzEncode(f *testing.F) {
 		f.Add(text)
 	}
 	toks := map[string]*Tokenizer{}
-	for _, name := range []string{"gpt2", "o200k", "qwen2", "llama2", "mistral", "clip", "flags", "metaspace_first_split",
-		"t5", "albert", "unigram_bytes", "unigram_rules_first", "bert", "bert_cased", "levels", "ctc", "bpe_decoder", "delimiter"} {
+	for _, name := range []string{
+		"gpt2", "o200k", "qwen2", "llama2", "mistral", "clip", "flags", "metaspace_first_split",
+		"t5", "albert", "unigram_bytes", "unigram_rules_first", "bert", "bert_cased", "levels", "ctc", "bpe_decoder", "delimiter",
+	} {
 		toks[name] = testTokenizer(f, name)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

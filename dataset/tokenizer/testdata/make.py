@@ -491,6 +491,7 @@ TEXTS = [
     "It is n't , do not ' you 've . ? !", "[CLS] a[SEP]b [MASK] [PAD][UNK]", "<pad> a</s> <extra_id_0>b <extra_id_1> <mask>c", "aaaaabcabcaab thethe  hehe",
     "\uff41\u0301 a\u0308 qab \u0e33 \r\n ﷺ ½… ①② e\u0301\u0323", "ＡＢＣ ｶﾞ ﾊﾟ \u3099か\u3099", "漢字kanjiかなカナー한글 русский", "``quoted'' `x'", "HELLO|THERE EE", "xxyyzz" * 20,
     "\u0897\u0628\u0897 \u0600\u0661 \u0600x \u093f\u0915\u093f", "\u1734\u0859\u08e2\u0890a\u110cd \u00adb\u2060c\ue000", "🇩🇪🇫🇷🇺 \u200d👩\u200d👧 ©\ufe0f™\ufe0f",
+    "q12 ab", "x½\u0897\ty \u212a\U0001e5ee q\u0897\u0301",
 ]
 RAW = [b"a\xffb\xfe", b"\xe2\x82 x \xe2\x28 \xf0\x9f\x98 \xed\xa0\x80 \xc0\xaf \xf4\x90\x80\x80", b"\x80\xbf ok \xc3"]
 

@@ -467,3 +467,38 @@ func FuzzStored(f *testing.F) {
 		}
 	})
 }
+
+// TestStoredFile: a file alone is read by the config beside it, but not one of plain
+// weights under another name.
+func TestStoredFile(t *testing.T) {
+	dir := copyStored(t, "gptq")
+	odd := filepath.Join(dir, "gptq_model-4bit-16g.safetensors")
+	if err := os.Rename(filepath.Join(dir, ModelName), odd); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, odd} {
+		if err := readStored(path); err != nil {
+			t.Error(err)
+		}
+	}
+	m, _, err := openStored(odd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	view, err := m.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dense(context.Background(), dir, Safetensors, Input{Checkpoint: view, Source: m}); err != nil {
+		t.Fatal(err)
+	}
+	dense := open(t, filepath.Join(dir, Safetensors.FileName()))
+	if found, err := Decode(dense); found != nil || err != nil {
+		t.Errorf("the dense file: %v, %v", found, err)
+	}
+	const up = "model.layers.0.mlp.up_proj.weight"
+	if !slices.Equal(read(t, dense, up), read(t, view, up)) {
+		t.Error("the dense file has other values")
+	}
+}

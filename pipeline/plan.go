@@ -229,33 +229,37 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 
 // openModel opens the recipe's model. Weights that are stored compressed are tensors
 // that are decoded as they are read.
-func openModel(ctx context.Context, r *Recipe) (o *original, err error) {
+func openModel(ctx context.Context, r *Recipe) (*original, error) {
 	if r.Model.Path == "" {
 		return nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
 	}
-	o = &original{config: sourceConfig(r.Model.Path)}
-	if o.files, err = loader.Open(ctx, r.Model.Path); err != nil {
+	files, err := loader.Open(ctx, r.Model.Path)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = o.files.Close() // only read from
-		}
-	}()
+	o := &original{files: files, ckpt: files, config: sourceConfig(r.Model.Path)}
+	if err := o.build(r); err != nil {
+		_ = files.Close() // only read from
+		return nil, err
+	}
+	return o, nil
+}
+
+// build finds how the files store weights, and the graph.
+func (o *original) build(r *Recipe) (err error) {
 	if o.stored, err = export.Decode(o.files); err != nil {
-		return nil, err
+		return err
 	}
-	o.ckpt = o.files
 	if o.stored != nil {
 		if o.ckpt, err = o.stored.View(); err != nil {
-			return nil, err
+			return err
 		}
 		if o.config, err = o.stored.SourceConfig(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	o.graph, err = buildGraph(o.ckpt.Tensors(), r, o.config)
-	return o, err
+	return err
 }
 
 // sourceConfig returns the config.json of a model's folder; nil for a file, and

@@ -116,7 +116,7 @@ func parseGPTQ(method string, text []byte) (*gptqConfig, error) {
 	if c.Bits == nil {
 		return nil, fmt.Errorf("quantization_config: bits is missing")
 	}
-	if err := c.gptqOptions.apply(&out.scheme); err != nil {
+	if err := c.apply(&out.scheme); err != nil {
 		return nil, fmt.Errorf("quantization_config: %w", err)
 	}
 	var err error

@@ -502,3 +502,34 @@ func TestStoredFile(t *testing.T) {
 		t.Error("the dense file has other values")
 	}
 }
+
+// TestStoredShares: what parts of a size are said to take is at least the size, and
+// little more.
+func TestStoredShares(t *testing.T) {
+	for name := range storedModels {
+		m, view, err := openStored(filepath.Join("testdata", "stored", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		size, err := CompressedTensorsSize(Input{Checkpoint: view, Source: m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shares := Shares{Checkpoint: view, Source: m, Limit: size}
+		sum, err := shares.Frame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range view.Tensors() {
+			n, err := shares.Kept(x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+		if sum < size || sum > size+size/50+400 {
+			t.Errorf("%s: shares of %d bytes in sum, %d written", name, sum, size)
+		}
+	}
+}

@@ -277,3 +277,28 @@ func TestStoredRemoved(t *testing.T) {
 		t.Errorf("%d weights kept, %d compressed; %s", kept, len(run.Layers), config)
 	}
 }
+
+// TestStoredSearch: a search among what is not stored compressed, which counts what is,
+// and one that may compress it again.
+func TestStoredSearch(t *testing.T) {
+	r := storedRecipe(t, storedFolder("pack-quantized"), `rules: [{match: "*", steps: [{quantize: {method: nearest}}], levels: [{bits: [3, 4, 8]}]}]
+search: {fit: 17KB, method: dp}
+`)
+	run := mustRun(t, r, pipeline.Options{})
+	if len(run.Layers) != 1 || run.Layers[0].Name != "lm_head" || run.Output.WeightBytes > 17000 {
+		t.Errorf("%d layers, %d bytes", len(run.Layers), run.Output.WeightBytes)
+	}
+	r = storedRecipe(t, storedFolder("pack-quantized"), `rules: [{match: "*", requantize: true, steps: [{quantize: {method: nearest}}], levels: [{keep: true}, {bits: [2, 3, 4, 8]}]}]
+search: {fit: 13KB, method: dp}
+`)
+	run = mustRun(t, r, pipeline.Options{})
+	kept := 0
+	for _, k := range run.Kept {
+		if k.Stored != "" {
+			kept++
+		}
+	}
+	if kept == 0 || len(run.Layers) < 2 || run.Output.WeightBytes > 13000 {
+		t.Errorf("%d layers kept, %d compressed, %d bytes", kept, len(run.Layers), run.Output.WeightBytes)
+	}
+}

@@ -1,10 +1,12 @@
-// Package dataset opens labelled images and text for calibration and
+// Package dataset opens labelled images, features and text for calibration and
 // evaluation and draws samples from them, the same on every machine.
 //
-// OpenText reads text and token ids for language models. OpenImages reads three
+// OpenText reads text and token ids for language models. OpenImages reads four
 // formats: "cifar10", the binary version of CIFAR-10; "idx",
 // MNIST's, raw or gzip; "safetensors", a file with the tensors images (U8,
-// N × channels × height × width) and labels (I64 or U8, N).
+// N × channels × height × width) and labels (I64 or U8, N); "npy", an array of
+// F16, F32 or F64 whose first axis are samples, without labels, whose numbers
+// are taken as they are.
 package dataset
 
 import (
@@ -18,6 +20,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+
+	"github.com/fettle-dev/fettle/internal/dtype"
 )
 
 // The formats.
@@ -54,15 +58,16 @@ type Options struct {
 	Normalize Normalize
 }
 
-// Images are samples that were drawn. Their pixels are held in memory as
-// bytes.
+// Images are samples that were drawn: images, whose pixels are held in memory as
+// bytes, or features, as they are stored.
 type Images struct {
 	N            int   // samples drawn
-	Shape        []int // channels, height, width
+	Shape        []int // channels, height, width; of features, one to three axes
 	Of           int   // samples that the file holds
 	Path, Format string
 
-	pixels    []byte // N × size of Shape
+	pixels    []byte      // N × size of Shape elements
+	element   dtype.DType // of features; Invalid for pixels
 	labels    []int
 	normalize Normalize
 }
@@ -105,10 +110,12 @@ func OpenImages(ctx context.Context, o Options) (*Images, error) {
 		f, err = openIDX(ctx, o)
 	case Safetensors:
 		f, err = openSafetensors(o)
+	case NPY:
+		f, err = openFeatures(o)
 	default:
 		err = &Error{
 			Path: o.Path, Problem: fmt.Sprintf("format %q is unknown", o.Format),
-			Help: fmt.Sprintf("set it to one of %s", strings.Join([]string{CIFAR10, IDX, Safetensors}, ", ")),
+			Help: fmt.Sprintf("set it to one of %s", strings.Join([]string{CIFAR10, IDX, NPY, Safetensors}, ", ")),
 		}
 	}
 	if err != nil {
@@ -124,7 +131,8 @@ type file struct {
 	// classes is one more than the highest label that the format allows; 0
 	// where it does not say.
 	classes        int
-	images, labels records // a label is 1 byte, or 8 little-endian
+	images, labels records // a label is 1 byte, or 8 little-endian; no source where there are none
+	element        dtype.DType
 }
 
 func draw(ctx context.Context, f *file, o Options) (*Images, error) {
@@ -132,12 +140,16 @@ func draw(ctx context.Context, f *file, o Options) (*Images, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Images{N: len(samples), Shape: f.shape, Of: f.of, Path: o.Path, Format: o.Format}
-	if err := d.SetNormalize(o.Normalize); err != nil {
-		return nil, err
+	d := &Images{N: len(samples), Shape: f.shape, Of: f.of, Path: o.Path, Format: o.Format, element: f.element}
+	if d.element == dtype.Invalid {
+		if err := d.SetNormalize(o.Normalize); err != nil {
+			return nil, err
+		}
 	}
-	if d.labels, err = f.readLabels(ctx, samples); err != nil {
-		return nil, err
+	if f.labels.source != nil {
+		if d.labels, err = f.readLabels(ctx, samples); err != nil {
+			return nil, err
+		}
 	}
 	if d.pixels, err = f.images.read(ctx, samples); err != nil {
 		return nil, err
@@ -247,18 +259,25 @@ func (d *Images) SetNormalize(n Normalize) error {
 	return nil
 }
 
-// Labels returns the labels in the order drawn.
+// Labels returns the labels in the order drawn; nil where there are none.
 func (d *Images) Labels() []int { return slices.Clone(d.labels) }
 
 // Read writes n samples, from the given one on in the order drawn, to dst:
-// normalized, samples × channels × height × width.
+// normalized, samples × channels × height × width. Features are as they stand in
+// the file.
 func (d *Images) Read(dst []float32, from, n int) error {
 	per := len(d.pixels) / d.N
+	if d.element != dtype.Invalid {
+		per /= d.element.Size()
+	}
 	if from < 0 || n < 0 || from > d.N || n > d.N-from {
 		return &Error{Path: d.Path, Problem: fmt.Sprintf("samples %d…%d of %d were asked for", from, from+n, d.N)}
 	}
 	if len(dst) < n*per {
 		return &Error{Path: d.Path, Problem: fmt.Sprintf("room for %d numbers, %d samples have %d", len(dst), n, n*per)}
+	}
+	if width := d.element.Size(); d.element != dtype.Invalid {
+		return d.element.ToFloat32(dst[:n*per], d.pixels[from*per*width:][:n*per*width])
 	}
 	area, channels := d.Shape[1]*d.Shape[2], d.Shape[0]
 	tables := make([][256]float32, channels)
@@ -296,6 +315,9 @@ func (d *Images) SHA256() string {
 	word(d.N)
 	for _, s := range d.Shape {
 		word(s)
+	}
+	if d.element != dtype.Invalid {
+		_, _ = h.Write([]byte(d.element.String()))
 	}
 	_, _ = h.Write(d.pixels)
 	for _, l := range d.labels {

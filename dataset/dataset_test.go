@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -372,4 +373,50 @@ func FuzzIDX(f *testing.F) {
 			t.Fatalf("%d samples of %d and %d bytes", d.N, sources[0].size, sources[1].size)
 		}
 	})
+}
+
+func TestFeatures(t *testing.T) {
+	write := func(descr, shape string, raw []byte) string {
+		header := fmt.Sprintf("{'descr': '%s', 'fortran_order': False, 'shape': %s, }\n", descr, shape)
+		b := append([]byte(npyMagic+"\x01\x00"), byte(len(header)), byte(len(header)>>8))
+		path := filepath.Join(t.TempDir(), "x.npy")
+		if err := os.WriteFile(path, append(append(b, header...), raw...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	var raw []byte
+	for i := range 12 {
+		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(float32(i)-2.5))
+	}
+	seed := int64(3)
+	d, err := OpenImages(t.Context(), Options{Path: write("<f4", "(3, 2, 2)", raw), Format: NPY, Samples: 2, Seed: &seed, Normalize: Normalize{Mean: []float32{1}, Std: []float32{2}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.N != 2 || d.Of != 3 || !slices.Equal(d.Shape, []int{2, 2}) || d.Labels() != nil {
+		t.Errorf("got %+v", d)
+	}
+	got := make([]float32, 4)
+	for s := range 2 {
+		if err := d.Read(got, s, 1); err != nil {
+			t.Fatal(err)
+		}
+		if first := got[0] + 2.5; int(first)%4 != 0 || !slices.Equal(got, []float32{first - 2.5, first - 1.5, first - .5, first + .5}) {
+			t.Errorf("sample %d is %v", s, got)
+		}
+	}
+	if err := d.Read(got, 1, 2); err == nil {
+		t.Error("sample 2 of 2: no error")
+	}
+	for what, path := range map[string]string{
+		"integers": write("<i4", "(3, 4)", raw), "one axis": write("<f4", "(12,)", raw), "too short": write("<f4", "(4, 4)", raw),
+		"five axes": write("<f4", "(3, 2, 1, 1, 2)", raw), "no array": "dataset_test.go", "no file": "none.npy",
+	} {
+		if _, err := OpenImages(t.Context(), Options{Path: path, Format: NPY}); err == nil {
+			t.Errorf("%s: no error", what)
+		} else if _, ok := errors.AsType[*Error](err); !ok {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }

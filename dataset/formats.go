@@ -165,6 +165,33 @@ func openSafetensors(o Options) (*file, error) {
 	return parseSafetensors(s, header)
 }
 
+// openFeatures opens an array whose first axis are samples.
+func openFeatures(o Options) (*file, error) {
+	in, err := os.Open(o.Path)
+	if err != nil {
+		return nil, &Error{Path: o.Path, Problem: "cannot be opened", Err: err}
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return nil, &Error{Path: o.Path, Problem: "cannot be opened", Err: err}
+	}
+	const help = "save it with numpy.save as float32, samples first: two to four axes"
+	a, err := parseNPYOf(in, info.Size(), npyFloats, 4)
+	if err != nil {
+		return nil, &Error{Path: o.Path, Problem: "is not an array of features in NumPy's format", Help: help, Err: err}
+	}
+	size := (info.Size() - a.begin) / int64(a.shape[0])
+	if len(a.shape) < 2 || size > maxPixels {
+		return nil, &Error{Path: o.Path, Problem: fmt.Sprintf("has shape %v", a.shape), Help: help}
+	}
+	s := &source{path: o.Path, size: info.Size(), open: func() (io.ReadCloser, error) { return os.Open(o.Path) }}
+	return &file{
+		of: a.shape[0], shape: a.shape[1:], element: a.element,
+		images: records{source: s, base: a.begin, stride: size, size: int(size)},
+	}, nil
+}
+
 // parseSafetensors finds the tensors images and labels.
 func parseSafetensors(s *source, header *safetensors.Header) (*file, error) {
 	bad := func(format string, args ...any) error {

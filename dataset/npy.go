@@ -23,10 +23,16 @@ const (
 
 var npyTypes = map[string]dtype.DType{"<u2": dtype.U16, "<u4": dtype.U32, "<i4": dtype.I32, "<i8": dtype.I64}
 
+// npyFloats are the types of features.
+var npyFloats = map[string]dtype.DType{"<f2": dtype.F16, "<f4": dtype.F32, "<f8": dtype.F64}
+
 // parseNPY finds the elements of a file of the given size. It accepts what
 // NumPy writes for integers of the types above with one or two axes in C order,
 // and nothing else.
-func parseNPY(r io.ReaderAt, size int64) (*array, error) {
+func parseNPY(r io.ReaderAt, size int64) (*array, error) { return parseNPYOf(r, size, npyTypes, 2) }
+
+// parseNPYOf is parseNPY for other types and axes.
+func parseNPYOf(r io.ReaderAt, size int64, types map[string]dtype.DType, axes int) (*array, error) {
 	prefix := make([]byte, 12)
 	n, err := r.ReadAt(prefix, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -52,9 +58,12 @@ func parseNPY(r io.ReaderAt, size int64) (*array, error) {
 	if n, err := r.ReadAt(text, begin); n < len(text) {
 		return nil, fmt.Errorf("its header cannot be read: %w", err)
 	}
-	a, err := parseNPYHeader(string(text))
+	a, err := parseNPYHeader(string(text), types)
 	if err != nil {
 		return nil, err
+	}
+	if len(a.shape) < 1 || len(a.shape) > axes {
+		return nil, fmt.Errorf("it has %d axes", len(a.shape))
 	}
 	a.begin = begin + length
 	return a, a.fits(size - a.begin)
@@ -80,7 +89,7 @@ func (a *array) fits(content int64) error {
 }
 
 // parseNPYHeader reads {'descr': '<u2', 'fortran_order': False, 'shape': (5,), }.
-func parseNPYHeader(text string) (*array, error) {
+func parseNPYHeader(text string, types map[string]dtype.DType) (*array, error) {
 	p := literal{rest: text}
 	a := &array{}
 	var seen []string
@@ -96,7 +105,7 @@ func parseNPYHeader(text string) (*array, error) {
 		case "descr":
 			descr := p.quoted()
 			var ok bool
-			if a.element, ok = npyTypes[descr]; p.err == nil && !ok {
+			if a.element, ok = types[descr]; p.err == nil && !ok {
 				return nil, fmt.Errorf("its elements are %q", descr)
 			}
 		case "fortran_order":
@@ -121,9 +130,6 @@ func parseNPYHeader(text string) (*array, error) {
 	}
 	if len(seen) != 3 {
 		return nil, errors.New("its header lacks one of descr, fortran_order and shape")
-	}
-	if len(a.shape) < 1 || len(a.shape) > 2 {
-		return nil, fmt.Errorf("it has %d axes", len(a.shape))
 	}
 	return a, nil
 }

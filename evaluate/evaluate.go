@@ -1,6 +1,7 @@
 // Package evaluate measures classifiers and language models by their logits:
 // accuracy, loss, perplexity, and how far a compressed model's answers are from
-// the original's.
+// the original's. Models with other outputs, such as encoders, are compared by
+// these alone.
 package evaluate
 
 import (

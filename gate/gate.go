@@ -25,6 +25,7 @@ const (
 	maxLossIncrease    = "max-loss-increase"
 	maxPerplexityRatio = "max-perplexity-ratio"
 	maxKL              = "max-kl"
+	maxOutputError     = "max-output-error"
 	maxRelativeError   = "max-relative-error"
 	maxFallbacks       = "max-fallbacks"
 )
@@ -43,6 +44,9 @@ type Budgets struct {
 	// Nats, mean over samples or tokens of KL(original ‖ compressed). Where the
 	// record holds bounds, the upper one counts.
 	MaxKL *float64
+
+	// Relative squared error of the outputs, of models whose outputs are features.
+	MaxOutputError *float64
 
 	MaxRelativeError *float64 // of the worst layer, on the calibration data
 	MaxFallbacks     *int     // over all layers
@@ -133,6 +137,9 @@ func Check(ctx context.Context, path string, b Budgets) ([]Verdict, error) {
 	if b.MaxKL != nil {
 		add(checkKL(f, *b.MaxKL))
 	}
+	if b.MaxOutputError != nil {
+		add(checkOutputError(f, *b.MaxOutputError))
+	}
 	if b.MaxRelativeError != nil {
 		add(checkRelativeError(f.run, *b.MaxRelativeError))
 	}
@@ -168,6 +175,9 @@ func (b Budgets) check() error {
 	}
 	if kl := b.MaxKL; kl != nil && (*kl < 0 || !finite(*kl)) {
 		return &BudgetError{maxKL, fmt.Sprintf("limit of %v nats, want 0 or more", *kl)}
+	}
+	if e := b.MaxOutputError; e != nil && (*e < 0 || !finite(*e)) {
+		return &BudgetError{maxOutputError, fmt.Sprintf("limit of %v, want 0 or more", *e)}
 	}
 	if e := b.MaxRelativeError; e != nil && (*e < 0 || !finite(*e)) {
 		return &BudgetError{maxRelativeError, fmt.Sprintf("limit of %v, want 0 or more", *e)}
@@ -213,6 +223,9 @@ func checkAccuracy(f *folder, limit float64) (Verdict, error) {
 	if e != nil && e.Language != nil {
 		return Verdict{}, &BudgetError{maxAccuracyDrop, "the record is of a language model, which has no accuracy: use " + maxLossIncrease + " or " + maxPerplexityRatio}
 	}
+	if e != nil && e.Outputs != nil {
+		return Verdict{}, otherOutputs(maxAccuracyDrop, e.Outputs)
+	}
 	if e == nil || e.Samples <= 0 {
 		return Verdict{}, notEvaluated(maxAccuracyDrop)
 	}
@@ -238,8 +251,39 @@ func checkKL(f *folder, limit float64) (Verdict, error) {
 		return Verdict{}, notEvaluated(maxKL)
 	case e.Language != nil:
 		return checkLanguageKL(f, limit)
+	case e.Outputs != nil && e.Outputs.KL == nil:
+		return Verdict{}, otherOutputs(maxKL, e.Outputs)
+	case e.Outputs != nil:
+		v := newVerdict(maxKL, *e.Outputs.KL, limit, " nats", 4)
+		v.Detail = join(v.Detail, fmt.Sprintf("%s of both models are compared", outputNames[e.Outputs.Task]))
+		return v, nil
 	}
 	return newVerdict(maxKL, e.KL, limit, " nats", 4), nil
+}
+
+// outputNames says what outputs are, by the record's task.
+var outputNames = map[string]string{
+	"token_classes": "the logits at each token", "sequence_classes": "the logits of each sequence", "features": "features",
+}
+
+// otherOutputs says that a budget is not of the outputs that a record compares.
+func otherOutputs(budget string, o *record.OutputEvaluation) error {
+	use := maxKL
+	if o.KL == nil {
+		use = maxOutputError
+	}
+	return &BudgetError{budget, fmt.Sprintf("the record compares two models by %s, with no labels or next tokens: use %s", outputNames[o.Task], use)}
+}
+
+func checkOutputError(f *folder, limit float64) (Verdict, error) {
+	e := f.run.Evaluation
+	switch {
+	case e == nil:
+		return Verdict{}, notEvaluated(maxOutputError)
+	case e.Outputs == nil || e.Outputs.RelativeError == nil:
+		return Verdict{}, &BudgetError{maxOutputError, "the record is of a model whose outputs are logits: use " + maxKL}
+	}
+	return newVerdict(maxOutputError, *e.Outputs.RelativeError, limit, "", 4), nil
 }
 
 func notEvaluated(budget string) error {

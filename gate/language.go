@@ -20,6 +20,8 @@ func languageOf(f *folder, budget string) (*record.LanguageEvaluation, error) {
 	}
 	l := e.Language
 	switch {
+	case e.Outputs != nil:
+		return nil, otherOutputs(budget, e.Outputs)
 	case l == nil:
 		return nil, &BudgetError{budget, "the record is of a classifier, which has no loss per token: use " + maxAccuracyDrop}
 	case l.Compressed == nil || l.Tokens <= 0:

@@ -157,7 +157,6 @@ func isHarmless(name string) bool {
 
 // canonical returns the Python 3 name of a class.
 func canonical(module, name string) string {
-	module = strings.TrimPrefix(module, ownPrefix)
 	switch module {
 	case "__builtin__":
 		module = "builtins"

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/fettle-dev/fettle/internal/dtype"
@@ -244,20 +247,62 @@ func (t *Tensor) readFloat32(dst []float32) error {
 	if !t.contiguous() {
 		return t.gather(bytesOf(dst), true)
 	}
-	if t.DType == dtype.F32 && littleEndian() { // nothing to convert
-		return t.readRun(bytesOf(dst), t.offset)
-	}
 	size := t.DType.Size()
-	buf := make([]byte, min(t.Bytes(), chunk))
-	for at := 0; at < len(dst); {
-		n := min(len(dst)-at, len(buf)/size)
-		if err := t.readRun(buf[:n*size], t.offset+int64(at)); err != nil {
+	if t.DType == dtype.F32 && littleEndian() { // nothing to convert
+		return t.inParts(len(dst), 4*chunk/size, func(from, to int) error {
+			return t.readRun(bytesOf(dst[from:to]), t.offset+int64(from))
+		})
+	}
+	return t.inParts(len(dst), chunk/size, func(from, to int) error {
+		buf := chunks.Get().(*[chunk]byte)
+		defer chunks.Put(buf)
+		raw := buf[:(to-from)*size]
+		if err := t.readRun(raw, t.offset+int64(from)); err != nil {
 			return err
 		}
-		if err := t.DType.ToFloat32(dst[at:at+n], buf); err != nil {
-			return err
+		return t.DType.ToFloat32(dst[from:to], raw)
+	})
+}
+
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
+// readers is how many goroutines read one tensor at most: one processor does not
+// copy and convert as fast as memory can take it, and two nearly do.
+const readers = 4
+
+// inParts calls read for the elements 0 … n−1 in parts, several at once where there
+// are several. The error is that of the first part that fails, whatever the timing.
+func (t *Tensor) inParts(n, part int, read func(from, to int) error) error {
+	parts := (n + part - 1) / part
+	workers := min(readers, parts, runtime.GOMAXPROCS(0))
+	if _, ok := t.storage.data.(*inflated); ok { // which goes from its front to its end
+		workers = 1
+	}
+	var next, failed atomic.Int64
+	failed.Store(int64(parts))
+	errs := make([]error, parts)
+	work := func() {
+		for {
+			p := next.Add(1) - 1
+			if p >= failed.Load() { // all parts before have been taken
+				return
+			}
+			from := int(p) * part
+			if errs[p] = read(from, min(from+part, n)); errs[p] != nil {
+				for at := failed.Load(); p < at && !failed.CompareAndSwap(at, p); at = failed.Load() {
+				}
+				return
+			}
 		}
-		at += n
+	}
+	var wait sync.WaitGroup
+	for range workers - 1 {
+		wait.Go(work)
+	}
+	work()
+	wait.Wait()
+	if p := failed.Load(); p < int64(parts) {
+		return errs[p]
 	}
 	return nil
 }
@@ -272,10 +317,13 @@ func (t *Tensor) readBytes(dst []byte) error {
 			return nil
 		})
 	}
-	if t.contiguous() {
-		return t.readRun(dst, t.offset)
+	if !t.contiguous() {
+		return t.gather(dst, false)
 	}
-	return t.gather(dst, false)
+	size := t.DType.Size()
+	return t.inParts(len(dst)/size, 4*chunk/size, func(from, to int) error {
+		return t.readRun(dst[from*size:to*size], t.offset+int64(from))
+	})
 }
 
 // readRun reads consecutive elements of the storage, the first one given.

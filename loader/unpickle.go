@@ -66,7 +66,7 @@ func (u *unpickler) load(r io.ReaderAt, off, size int64) (top any, end int64, er
 		}
 	}()
 	p := pickle.NewUnpickler(stream)
-	p.FindClass = u.findClass
+	p.FindClass = func(module, name string) (any, error) { return u.findClass(strings.TrimPrefix(module, ownPrefix), name) }
 	p.PersistentLoad = u.persistentLoad
 	top, err = p.Load()
 	if stream.err != nil {

@@ -24,29 +24,29 @@ const (
 // Dao et al. 2022, algorithm 1). A task is one head of one sequence, and its
 // memory is a tile of scores and, with a rope, the head's turned keys.
 func (e *Executor) attention(ctx context.Context, a *Attention, in []*Tensor, y *Tensor) error {
-	if y.Lengths == nil {
+	lengths := y.sequences()
+	if lengths == nil {
 		return errors.New("rows without the lengths of their sequences")
 	}
 	longest := 0
-	starts := make([]int, len(y.Lengths))
-	for s, n := range y.Lengths {
+	starts := make([]int, len(lengths))
+	for s, n := range lengths {
 		longest = max(longest, n)
 		if s > 0 {
-			starts[s] = starts[s-1] + y.Lengths[s-1]
+			starts[s] = starts[s-1] + lengths[s-1]
 		}
 	}
 	turns, err := e.turns(ctx, a.Rope, longest)
 	if err != nil {
 		return err
 	}
-	q, k, v := a.parts(in)
 	out, _ := a.widths()
-	return e.pool.For(ctx, len(y.Lengths)*a.Heads, func(t int) error {
+	return e.pool.For(ctx, len(lengths)*a.Heads, func(t int) error {
 		s, h := t/a.Heads, t%a.Heads
-		kv := h / (a.Heads / a.KVHeads)
+		q, k, v := a.parts(in, h)
 		head := attentionHead{
-			Attention: a, turns: turns, rows: y.Lengths[s],
-			q: part(q, starts[s], h*a.HeadDim), k: part(k, starts[s], kv*a.HeadDim), v: part(v, starts[s], kv*a.HeadDim),
+			Attention: a, turns: turns, rows: lengths[s], head: h,
+			q: part(q, starts[s], 0), k: part(k, starts[s], 0), v: part(v, starts[s], 0),
 			y: part(blas32.General{Stride: out, Data: y.Data}, starts[s], h*a.HeadDim),
 		}
 		buf := e.borrow(head.scratch())
@@ -55,14 +55,22 @@ func (e *Executor) attention(ctx context.Context, a *Attention, in []*Tensor, y 
 	})
 }
 
-// parts returns the queries, keys and values of all rows.
-func (a *Attention) parts(in []*Tensor) (q, k, v blas32.General) {
+// parts returns the queries, keys and values of a head, from their first row and
+// number on.
+func (a *Attention) parts(in []*Tensor, head int) (q, k, v blas32.General) {
 	wide, narrow := a.widths()
+	kv := head / (a.Heads / a.KVHeads) * a.HeadDim
 	if len(in) == 1 {
 		all := blas32.General{Stride: wide + 2*narrow, Data: in[0].Data}
-		return all, part(all, 0, wide), part(all, 0, wide+narrow)
+		if a.Interleaved {
+			return a.interleavedParts(all, head)
+		}
+		return part(all, 0, head*a.HeadDim), part(all, 0, wide+kv), part(all, 0, wide+narrow+kv)
 	}
-	return blas32.General{Stride: wide, Data: in[0].Data}, blas32.General{Stride: narrow, Data: in[1].Data}, blas32.General{Stride: narrow, Data: in[2].Data}
+	of := func(t *Tensor, stride, col int) blas32.General {
+		return part(blas32.General{Stride: stride, Data: t.Data}, 0, col)
+	}
+	return of(in[0], wide, head*a.HeadDim), of(in[1], narrow, kv), of(in[2], narrow, kv)
 }
 
 // part returns m from a row and a column on, without its size.
@@ -81,6 +89,8 @@ type attentionHead struct {
 	*Attention
 	turns      *turns
 	rows       int
+	head       int
+	biases     []float32 // ALiBi's, of rows keys
 	q, k, v, y blas32.General
 }
 
@@ -90,12 +100,19 @@ func (h *attentionHead) scratch() int {
 	if h.Rope != nil {
 		n += (h.rows + queryTile) * h.HeadDim
 	}
+	if h.ALiBi != nil {
+		n += h.rows
+	}
 	return n
 }
 
 func (h *attentionHead) run(ctx context.Context, buf []float32) error {
 	scores, buf := buf[:queryTile*keyTile], buf[queryTile*keyTile:]
 	keys := h.k
+	if h.ALiBi != nil {
+		h.biases, buf = buf[:h.rows], buf[h.rows:]
+		h.ALiBi.bias(h.biases, h.head, h.Heads)
+	}
 	var turned blas32.General
 	if h.Rope != nil {
 		turned = blas32.General{Stride: h.HeadDim, Data: buf[:queryTile*h.HeadDim]}
@@ -144,6 +161,7 @@ func (h *attentionHead) tile(ctx context.Context, q0 int, queries, keys blas32.G
 				clear(row)
 				continue
 			}
+			h.lean(row[from:to], q0+r, k0+from)
 			weigh(row[from:to], out.Data[r*out.Stride:][:h.HeadDim], &top[r], &sum[r])
 		}
 		if err := blas.Gemm(ctx, nil, blas.NoTrans, blas.NoTrans, 1, s, block(h.v, k0, count, h.HeadDim), 1, out); err != nil {

@@ -22,6 +22,11 @@ type Options struct {
 	// Config is a Hugging Face folder's config.json, nil where there is none.
 	// Its model_type names the builder of a language model.
 	Config []byte
+	// Network describes a network that neither names nor a config tell.
+	Network []Node
+	// Groups are those of convolutions, by layer, where only a "weights" graph can
+	// be built and something else knows them.
+	Groups map[string]int
 }
 
 // A builder makes the graph of one architecture.
@@ -42,10 +47,28 @@ func builders() []builder {
 	return []builder{
 		{name: cifarResNet, matches: isCIFARResNet, build: buildCIFARResNet},
 		{name: mlp, build: buildMLP, help: helpMLP},
+		{name: network, build: buildNetwork},
+		{name: WeightsAlone, build: buildWeights},
 		{name: llama, config: true, build: buildLlama, help: helpDecoder},
 		{name: mistral, config: true, build: buildMistral},
 		{name: qwen2, config: true, build: buildQwen2},
 		{name: gpt2, config: true, build: buildGPT2},
+		{name: opt, config: true, build: buildOPT},
+		{name: gptNeoX, config: true, build: buildGPTNeoX},
+		{name: falcon, config: true, build: buildFalcon},
+		{name: bloom, config: true, build: buildBLOOM},
+		{name: gptJ, config: true, build: buildGPTJ},
+		{name: phi, config: true, build: buildPhi},
+		{name: stableLM, config: true, build: buildStableLM},
+		{name: bert, config: true, build: buildBERT, help: helpEncoder},
+		{name: roberta, config: true, build: buildRoBERTa},
+		{name: xlmRoberta, config: true, build: buildXLMRoBERTa},
+		{name: electra, config: true, build: buildELECTRA},
+		{name: distilbert, config: true, build: buildDistilBERT},
+		{name: vit, config: true, build: buildViT},
+		{name: whisper, config: true, build: buildWhisper},
+		{name: mixtral, config: true, build: buildMixtral},
+		{name: qwen2MoE, config: true, build: buildQwen2MoE},
 	}
 }
 
@@ -65,6 +88,10 @@ type UnsupportedError struct {
 	Help         string   // what would help, "" when nothing is known to
 }
 
+// Ways are what is open to a model that no builder knows.
+const Ways = "describe the network in the recipe (`model: {network: …}` or --network FILE), take the moments of its inputs where it runs (`moments:` or --moments FILE), " +
+	"or use steps that need no data (nearest, hqq, fp8, magnitude, svd), without calibration and evaluate: see docs/recipes.md"
+
 func (e *UnsupportedError) Error() string {
 	what := "the tensors' names and shapes are of no architecture that can be recognised"
 	if e.Architecture != "" {
@@ -74,7 +101,7 @@ func (e *UnsupportedError) Error() string {
 	if e.Help != "" {
 		text += "; " + e.Help
 	}
-	return text
+	return text + "; or " + Ways
 }
 
 // TensorError says that a checkpoint does not fit its architecture: a tensor
@@ -105,6 +132,9 @@ func (e *OptionError) Error() string {
 // *TensorError, *OptionError or *ConfigError when the architecture is known and
 // they do not fit it. The graph passes Check.
 func Build(tensors []loader.Tensor, o Options) (*Graph, error) {
+	if err := o.chooseNetwork(); err != nil {
+		return nil, err
+	}
 	if err := o.chooseByConfig(); err != nil {
 		return nil, err
 	}
@@ -133,6 +163,18 @@ func Build(tensors []loader.Tensor, o Options) (*Graph, error) {
 		e.Help = "set the architecture if it is one of these under other names"
 	}
 	return nil, e
+}
+
+// chooseNetwork sets the architecture where there is a description.
+func (o *Options) chooseNetwork() error {
+	if o.Network == nil {
+		return nil
+	}
+	if o.Architecture != "" && o.Architecture != network {
+		return &OptionError{o.Architecture, "architecture", "stands beside a description of the network: leave one of them out"}
+	}
+	o.Architecture = network
+	return nil
 }
 
 // tensorSet hands out tensors by name and remembers which were taken. The

@@ -60,7 +60,7 @@ func (o *Options) checkConfigured(architecture string) error {
 	case o.Activation != "":
 		return &OptionError{architecture, "activation", "config.json says it: leave it out"}
 	case o.InputShape != nil:
-		return &OptionError{architecture, "input shape", "a language model reads token ids: leave it out"}
+		return &OptionError{architecture, "input shape", "config.json says what the model reads: leave it out"}
 	}
 	return nil
 }
@@ -131,6 +131,13 @@ func (c *config) count(key string, absent int) int {
 	return n
 }
 
+// preset gives a key that is not set a family's own default, in JSON.
+func (c *config) preset(key, value string) {
+	if !c.set(key) && c.raw != nil {
+		c.raw[key] = json.RawMessage(value)
+	}
+}
+
 // eps returns what a normalization adds to a variance.
 func (c *config) eps(key string, absent float64) float64 {
 	v := get(c, key, absent)
@@ -183,7 +190,7 @@ func (c *config) common(class string) {
 	if c.set("quantization_config") {
 		c.fail("quantization_config", "the weights are stored compressed; package export's Decode gives a view of them to build from")
 	}
-	if c.set("auto_map") {
+	if c.set("auto_map") && c.architecture != falcon { // whose repositories still have the code that became Transformers' own
 		c.fail("auto_map", "the model is defined by code of its own, which is not run")
 	}
 	only(c, "is_encoder_decoder", false)

@@ -21,12 +21,16 @@ type decoder struct {
 
 	hidden, layers, vocabulary int
 	table                      string // the embedding's tensor
+	tableWidth                 int    // numbers of a row of it; 0: hidden
+	headName                   string // "lm_head" unless a family has another
 }
 
 // helpDecoder says how to build tensors that look like a language model's.
 func helpDecoder(tensors []loader.Tensor) string {
 	for _, t := range tensors {
-		if strings.HasSuffix(t.Name, "embed_tokens.weight") || strings.HasSuffix(t.Name, "wte.weight") {
+		if slices.ContainsFunc([]string{"embed_tokens", "wte", "embed_in", "word_embeddings"}, func(name string) bool {
+			return strings.HasSuffix(t.Name, name+".weight")
+		}) {
 			return "these look like a language model's: its folder's config.json must be there, and name a model_type"
 		}
 	}
@@ -44,7 +48,7 @@ func newDecoder(architecture, class, prefix string, tensors []loader.Tensor, o O
 		d.prefix = prefix
 	}
 	d.c.common(class)
-	d.vocabulary = d.c.count("vocab_size", 0)
+	d.vocabulary, d.headName = d.c.count("vocab_size", 0), "lm_head"
 	return d
 }
 
@@ -105,10 +109,7 @@ func (d *decoder) rmsNorm(name string, x int, eps float64) int {
 }
 
 func (d *decoder) layerNorm(name string, x int, eps float64) int {
-	d.s.take(d.prefix+name+".weight", d.width(x))
-	return d.add(Op{Kind: LayerNorm, Name: name, Inputs: []int{x}, Norm: &Norm{
-		Weight: d.prefix + name + ".weight", Bias: d.bias(name, d.width(x), true), Eps: eps,
-	}})
+	return d.layerNormOf(eps, true)(name, x)
 }
 
 // sum appends a residual connection.
@@ -119,7 +120,11 @@ func (d *decoder) sum(name string, x, y int) int {
 // embed appends the embedding and finds the tensors of a tied head: the table
 // may be stored under its own name, the head's, or both.
 func (d *decoder) embed(name string, tied bool, positions *Embedding) int {
-	head := "lm_head.weight"
+	head := d.headName + ".weight"
+	width := d.hidden
+	if d.tableWidth > 0 {
+		width = d.tableWidth
+	}
 	d.table = d.prefix + name + ".weight"
 	if tied && d.s.has(head) {
 		if d.s.has(d.table) {
@@ -129,23 +134,23 @@ func (d *decoder) embed(name string, tied bool, positions *Embedding) int {
 			d.table = head
 		}
 	}
-	d.s.take(d.table, d.vocabulary, d.hidden)
-	t := Embedding{Table: d.table, Rows: d.vocabulary, Width: d.hidden}
+	d.s.take(d.table, d.vocabulary, width)
+	t := Embedding{Table: d.table, Rows: d.vocabulary, Width: width}
 	if positions != nil {
 		t.Positions, t.MaxPositions = positions.Positions, positions.MaxPositions
-		d.s.take(t.Positions, t.MaxPositions, d.hidden)
+		d.s.take(t.Positions, t.MaxPositions, width)
 	}
 	return d.add(Op{Kind: Embed, Name: name, Inputs: []int{0}, Embedding: &t})
 }
 
 // head appends the layer that gives the logits.
 func (d *decoder) head(x int, tied bool) int {
-	weight := "lm_head.weight"
+	weight := d.headName + ".weight"
 	if tied {
 		weight = d.table
 	}
-	d.s.take(weight, d.vocabulary, d.hidden)
-	return d.add(Op{Kind: Linear, Name: "lm_head", Inputs: []int{x}, Weight: weight, Outputs: d.vocabulary})
+	d.s.take(weight, d.vocabulary, d.width(x))
+	return d.add(Op{Kind: Linear, Name: d.headName, Inputs: []int{x}, Weight: weight, Outputs: d.vocabulary})
 }
 
 // Copy is a tensor that is stored a second time.

@@ -2,6 +2,7 @@ package model
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -62,6 +63,9 @@ type Executor struct {
 	scratch *sync.Pool // of *[]float32: attention's tiles, one for each busy worker
 }
 
+// ErrDetached says that a graph of layers alone cannot be run.
+var ErrDetached = errors.New("model: what connects the layers is not known, so they cannot be run")
+
 // NewExecutor returns an executor of g on p's workers (nil: on the caller
 // alone). A graph that does not pass Check is reported by the first call.
 func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
@@ -69,6 +73,9 @@ func NewExecutor(g *Graph, p *pool.Pool, w Weights) *Executor {
 		p = pool.New(1)
 	}
 	e := &Executor{graph: g, invalid: g.Check(), pool: p, weights: w, scratch: &sync.Pool{}}
+	if e.invalid == nil && g.Detached {
+		e.invalid = ErrDetached
+	}
 	if e.invalid == nil {
 		e.lastUse = g.LastUse()
 	}
@@ -104,8 +111,14 @@ func (e *Executor) Step(ctx context.Context, op int, in []*Tensor) (*Tensor, err
 	if err != nil {
 		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
 	}
-	shape := e.graph.Values[o.Output].Shape
-	y := &Tensor{Shape: append([]int{n}, shape...), Lengths: in[0].Lengths}
+	shape, lengths := e.graph.Values[o.Output].Shape, in[0].Lengths
+	switch {
+	case o.Kind == Dispatch:
+		n, lengths = routed(in[1], o.Expert)
+	case o.Kind == FirstToken && lengths != nil: // a row for each sequence
+		n, lengths = len(lengths), nil
+	}
+	y := &Tensor{Shape: append([]int{n}, shape...), Lengths: lengths}
 	if y.Data, err = e.space.Floats(n * size(shape)); err != nil {
 		return nil, fmt.Errorf("model: %s: %w", o.Name, err)
 	}
@@ -136,13 +149,20 @@ func (e *Executor) samples(o *Op, in []*Tensor) (int, error) {
 		if t.Shape[0] < 0 || numbers/size(v.Shape) != t.Shape[0] || numbers%size(v.Shape) != 0 {
 			return 0, fmt.Errorf("value %s has %d numbers for shape %v", v.Name, numbers, t.Shape)
 		}
-		if err := t.checkLengths(in[0]); err != nil {
+		rows, like := n, in[0]
+		if o.Kind == Combine && i > 0 && i <= in[0].Shape[1] {
+			like = &Tensor{}
+			rows, like.Lengths = routed(in[0], i-1)
+		}
+		if err := t.checkLengths(like); err != nil {
 			return 0, fmt.Errorf("value %s: %w", v.Name, err)
 		}
-		if i > 0 && t.Shape[0] != n {
-			return 0, fmt.Errorf("inputs of %d and %d samples", n, t.Shape[0])
+		if i > 0 && t.Shape[0] != rows {
+			return 0, fmt.Errorf("inputs of %d and %d samples", rows, t.Shape[0])
 		}
-		n = t.Shape[0]
+		if i == 0 {
+			n = t.Shape[0]
+		}
 	}
 	return n, nil
 }

@@ -47,6 +47,18 @@ const (
 	SiLUMul   OpKind = "silu_mul"  // a/(1 + e⁻ᵃ)·b
 	GELU      OpKind = "gelu"      // x·Φ(x), Φ being the normal distribution
 	GELUTanh  OpKind = "gelu_tanh" // x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
+
+	// Those of encoders. Values of tokens × width hold a whole sequence, and
+	// linear layers, normalizations and attention take both.
+	ToTokens   OpKind = "tokens"      // the positions of an image as tokens, after those of Sequence, plus positions
+	FirstToken OpKind = "first_token" // the first token of each sequence
+
+	// Those of mixtures of experts. An expert's values have the rows of its own
+	// tokens only, in their order; there may be none.
+	Route     OpKind = "route"      // logits of the experts to their weights, 0 for all but some
+	Dispatch  OpKind = "dispatch"   // of x and the weights: x of the tokens that go to Expert
+	Combine   OpKind = "combine"    // of the weights and each expert's y: Σ weight·y, plus one further value if there is one
+	ScaleRows OpKind = "scale_rows" // x times one number for each token
 )
 
 // Op is one operation of a graph. Inputs and Output are indices into
@@ -79,6 +91,9 @@ type Op struct {
 	Embedding   *Embedding    `json:"embedding,omitempty"`    // Embed
 	Norm        *Norm         `json:"norm,omitempty"`         // RMSNorm, LayerNorm
 	Attention   *Attention    `json:"attention,omitempty"`    // Attend
+	Sequence    *Sequence     `json:"sequence,omitempty"`     // ToTokens
+	Routing     *Routing      `json:"routing,omitempty"`      // Route
+	Expert      int           `json:"expert,omitempty"`       // Dispatch: which expert's tokens
 }
 
 // BatchNorm names the tensors of a batch normalization in inference, one
@@ -104,25 +119,27 @@ func (o *Op) Groups() int {
 
 // Tensors lists the tensors that the operation reads.
 func (o *Op) Tensors() []string {
-	var names []string
-	for _, name := range []string{o.Weight, o.Bias} {
-		if name != "" {
-			names = append(names, name)
-		}
-	}
+	names := appendNamed(nil, o.Weight, o.Bias)
 	if b := o.BatchNorm; b != nil {
 		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
 	}
 	if t := o.Embedding; t != nil {
-		names = append(names, t.Table)
-		if t.Positions != "" {
-			names = append(names, t.Positions)
-		}
+		names = appendNamed(names, t.Table, t.Positions, t.Types)
+	}
+	if s := o.Sequence; s != nil {
+		names = append(names, s.tensors()...)
 	}
 	if n := o.Norm; n != nil {
-		names = append(names, n.Weight)
-		if n.Bias != "" {
-			names = append(names, n.Bias)
+		names = appendNamed(names, n.Weight, n.Bias)
+	}
+	return names
+}
+
+// appendNamed appends those names that are not "".
+func appendNamed(names []string, more ...string) []string {
+	for _, name := range more {
+		if name != "" {
+			names = append(names, name)
 		}
 	}
 	return names
@@ -155,8 +172,16 @@ type Graph struct {
 	Values       []Value   `json:"values"`
 	Ops          []Op      `json:"ops"`
 	Input        int       `json:"input"`  // the value that samples are given as
-	Output       int       `json:"output"` // the logits
+	Output       int       `json:"output"` // the logits, or what Task says
 	Normalize    Normalize `json:"normalize"`
+
+	// Task says what the output is, where it is neither an image's logits nor
+	// those of a next token.
+	Task Task `json:"task,omitempty"`
+	// Detached says that the layers stand each for itself, as nothing is known of
+	// what connects them: no operation writes what they read, and the graph cannot
+	// be run.
+	Detached bool `json:"detached,omitempty"`
 
 	// Context is the longest sequence that a language model was made for, in
 	// tokens; 0 for other models.
@@ -181,11 +206,22 @@ func (g *Graph) Check() error {
 	if err := g.Normalize.check(g.Values[g.Input].Shape[0]); err != nil {
 		return err
 	}
-	written := make([]bool, len(g.Values))
+	written, rows := make([]bool, len(g.Values)), make([]routedRows, len(g.Values))
 	written[g.Input] = true
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			if g.Detached && g.has(v) {
+				written[v] = true
+			}
+		}
+	}
 	layers := make(map[string]bool)
 	for i := range g.Ops {
-		if err := g.checkOp(i, written); err != nil {
+		err := g.checkOp(i, written)
+		if err == nil {
+			err = g.checkRows(&g.Ops[i], rows)
+		}
+		if err != nil {
 			return fmt.Errorf("graph: operation %d (%s): %w", i, g.Ops[i].Name, err)
 		}
 		if w := g.Ops[i].Weight; w != "" {
@@ -197,6 +233,9 @@ func (g *Graph) Check() error {
 	}
 	if !written[g.Output] {
 		return fmt.Errorf("graph: no operation writes the output %s", g.Values[g.Output].Name)
+	}
+	if rows[g.Output].routed {
+		return fmt.Errorf("graph: the output %s is of one expert's tokens", g.Values[g.Output].Name)
 	}
 	return nil
 }
@@ -261,19 +300,27 @@ func (g *Graph) LastUse() []int {
 // Segment is a run of operations, From … To−1.
 type Segment struct{ From, To int }
 
-// Segments cuts the graph where its blocks begin and end, so that a caller who
-// runs all batches through one segment before the next needs the weights of one
-// block at a time. The last operation of a language model, its head, is in none:
+// HasHead reports whether the last operation of a model of text is a linear layer
+// that gives the output.
+func (g *Graph) HasHead() bool {
+	last := len(g.Ops) - 1
+	return last > 0 && g.Ops[0].Kind == Embed && g.Ops[last].Kind == Linear && g.Ops[last].Output == g.Output
+}
+
+// Segments cuts the graph where its blocks begin and end, and where experts do, so
+// that a caller who runs all batches through one segment before the next needs the
+// weights of one block, or one expert, at a time. The last operation of a language
+// model, its head, is in none:
 // see Head.
 func (g *Graph) Segments() []Segment {
 	end := len(g.Ops)
-	if end > 0 && g.Ops[end-1].Kind == Linear && g.Ops[0].Kind == Embed {
+	if g.HasHead() {
 		end--
 	}
 	var segments []Segment
 	for from := 0; from < end; {
 		to := from + 1
-		for to < end && g.Ops[to].Block == g.Ops[from].Block {
+		for to < end && g.Ops[to].Block == g.Ops[from].Block && g.Ops[to].Kind != Dispatch {
 			to++
 		}
 		segments = append(segments, Segment{from, to})
@@ -302,20 +349,25 @@ func (g *Graph) Tensors() []string {
 // as a head's is that shares the embedding's table. To change it is to change
 // both.
 func (g *Graph) Tied(i int) bool {
+	weight := g.Ops[i].Weight
 	for j := range g.Ops {
-		if j != i && slices.Contains(g.Ops[j].Tensors(), g.Ops[i].Weight) {
+		o := &g.Ops[j]
+		if j == i || o.Embedding == nil && o.BatchNorm == nil && o.Norm == nil && o.Weight != weight && o.Bias != weight {
+			continue // without a list: a model with many experts has many operations
+		}
+		if slices.Contains(o.Tensors(), weight) {
 			return true
 		}
 	}
 	return false
 }
 
-// NormBefore returns the normalization over a token's vector that writes a value
-// and whose tensors no other operation reads, so that a factor for each channel
+// NormBefore returns the normalization over a token's vector that writes a value,
+// has a weight, and whose tensors no other operation reads, so that a factor for each channel
 // of the value can go into them; nil where there is none, and for the output.
 func (g *Graph) NormBefore(value int) *Op {
 	at := slices.IndexFunc(g.Ops, func(o Op) bool { return o.Output == value })
-	if at < 0 || g.Ops[at].Norm == nil || value == g.Output {
+	if at < 0 || g.Ops[at].Norm == nil || g.Ops[at].Norm.Weight == "" || value == g.Output {
 		return nil
 	}
 	for j := range g.Ops {
@@ -384,6 +436,12 @@ func (o *Op) detail() string {
 		return o.Embedding.String()
 	case o.Attention != nil:
 		return o.Attention.String()
+	case o.Sequence != nil:
+		return o.Sequence.String()
+	case o.Routing != nil:
+		return o.Routing.String()
+	case o.Kind == Dispatch:
+		return fmt.Sprintf("tokens of expert %d", o.Expert)
 	case o.Transposed:
 		return "stored as inputs × outputs"
 	}

@@ -24,6 +24,9 @@ type llamaLike struct {
 	// one. kind is the block's entry of "layer_types", "" where there is no
 	// such key.
 	window func(i int, kind string) int
+	// experts appends what block i has in the place of an MLP, whose names begin
+	// with block and which reads y; ok is false where it has an MLP. nil: all have.
+	experts func(i int, block string, y int) (out int, ok bool)
 }
 
 // buildLlamaLike builds blocks of x + attention(norm(x)), then x + mlp(norm(x)),
@@ -59,7 +62,7 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 		name := fmt.Sprintf("layers.%d.", i)
 		shape := shapeOf(i)
 		if shape.Heads == 0 {
-			return d.llamaMLP(name, x, shape.Channels, eps, f.mlpBias)
+			return d.llamaMLP(name, x, shape.Channels, eps, f)
 		}
 		a := attention
 		a.Heads, a.KVHeads = shape.Heads, shape.KVHeads
@@ -83,25 +86,55 @@ func (d *decoder) buildLlamaLike(f llamaLike) (*Graph, error) {
 		d.s.ignore(d.prefix + name + "self_attn.rotary_emb.inv_freq") // of old versions, not read by new ones
 		y = d.add(Op{Kind: Attend, Name: name + "self_attn", Inputs: qkv, Attention: &a})
 		x = d.sum(name+"attention_sum", x, d.linear(name+"self_attn.o_proj", y, d.hidden, f.outBias, ""))
-		return d.llamaMLP(name, x, shape.Channels, eps, f.mlpBias)
+		return d.llamaMLP(name, x, shape.Channels, eps, f)
 	}, func(x int) int {
 		return d.head(d.rmsNorm("norm", x, eps), tied)
 	})
 }
 
 // llamaMLP appends a block's x + mlp(norm(x)), x itself where it has no channels.
-func (d *decoder) llamaMLP(block string, x, channels int, eps float64, bias bool) int {
+func (d *decoder) llamaMLP(block string, x, channels int, eps float64, f llamaLike) int {
 	if channels == 0 {
 		return x
 	}
 	y := d.rmsNorm(block+"post_attention_layernorm", x, eps)
-	return d.sum(block+"mlp_sum", x, d.gatedMLP(block+"mlp.", y, channels, bias))
+	if f.experts != nil {
+		if out, ok := f.experts(d.block, block, y); ok {
+			return d.sum(block+"mlp_sum", x, out)
+		}
+	}
+	return d.sum(block+"mlp_sum", x, d.gatedMLP(block+"mlp.", y, channels, f.mlpBias))
 }
 
 // gatedMLP appends down(SiLU(gate(x))·up(x)) (Shazeer 2020, SwiGLU).
 func (d *decoder) gatedMLP(name string, x, inner int, bias bool) int {
-	gate := d.linear(name+"gate_proj", x, inner, bias, name+"gate_up")
-	up := d.linear(name+"up_proj", x, inner, bias, name+"gate_up")
+	return d.gated(name, [3]string{"gate_proj", "up_proj", "down_proj"}, x, inner, bias)
+}
+
+// gated is gatedMLP with other names of gate, up and down.
+func (d *decoder) gated(name string, layers [3]string, x, inner int, bias bool) int {
+	gate := d.linear(name+layers[0], x, inner, bias, name+"gate_up")
+	up := d.linear(name+layers[1], x, inner, bias, name+"gate_up")
 	y := d.add(Op{Kind: SiLUMul, Name: name + "act", Inputs: []int{gate, up}})
-	return d.linear(name+"down_proj", y, d.hidden, bias, "")
+	return d.linear(name+layers[2], y, d.hidden, bias, "")
+}
+
+// mixture appends a router and experts that are gated MLPs, of which each token
+// goes to some. base, unless it is negative, is added for every token.
+func (d *decoder) mixture(name, router string, experts int, r Routing, y, base int, expert func(name string, x int) int) int {
+	logits := d.linear(name+router, y, experts, false, "")
+	weights := d.add(Op{Kind: Route, Name: name + "route", Inputs: []int{logits}, Routing: &r})
+	sum := []int{weights}
+	for e := 0; e < experts && !d.failed(); e++ {
+		at := fmt.Sprintf("%sexperts.%d", name, e)
+		x := d.add(Op{Kind: Dispatch, Name: at, Inputs: []int{y, weights}, Expert: e})
+		sum = append(sum, expert(at+".", x))
+	}
+	if base >= 0 {
+		sum = append(sum, base)
+	}
+	if d.failed() {
+		return y
+	}
+	return d.add(Op{Kind: Combine, Name: name + "combine", Inputs: sum})
 }

@@ -60,6 +60,9 @@ func Remove(g *Graph, tensors []loader.Tensor, o Options, removals []Removal) (*
 			return nil, err
 		}
 	}
+	for _, i := range g.unread(func(i int) bool { return r.gone[i] }) {
+		r.gone[i] = true
+	}
 	if err := r.renumber(); err != nil {
 		return nil, err
 	}
@@ -265,7 +268,7 @@ func (r *remover) parts() []loader.Part {
 		stays, known := read[t.Name]
 		inner, inside := strings.CutPrefix(t.Name, prefix)
 		for drop := range r.drop {
-			if inside && strings.HasPrefix(inner, drop) {
+			if inside && strings.HasPrefix(inner, drop) && !read[t.Name] {
 				stays, known = false, true
 			}
 		}

@@ -7,18 +7,43 @@ import (
 )
 
 // sizeKeys are the config keys of a family of decoders that say how large its
-// parts are; "" where it has none.
+// parts are; "" where it has none. After a space stands another name of the key.
 type sizeKeys struct{ blocks, heads, kvHeads, headDim, channels string }
 
 // familyKeys returns the keys of a decoder, nil for other architectures.
 func familyKeys(architecture string) *sizeKeys {
 	switch architecture {
-	case llama, mistral, qwen2:
+	case llama, mistral, qwen2, mixtral, qwen2MoE:
 		return &sizeKeys{"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"}
-	case gpt2:
+	case gpt2, gptJ:
 		return &sizeKeys{blocks: "n_layer", heads: "n_head", channels: "n_inner"}
+	case opt:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "ffn_dim"}
+	case gptNeoX, phi, stableLM:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "intermediate_size"}
+	case falcon:
+		return &sizeKeys{blocks: "num_hidden_layers n_layer", heads: "num_attention_heads n_head", channels: "ffn_hidden_size"}
+	case bloom:
+		return &sizeKeys{blocks: "n_layer num_hidden_layers", heads: "n_head num_attention_heads"}
+	case bert, roberta, xlmRoberta, electra, vit:
+		return &sizeKeys{blocks: "num_hidden_layers", heads: "num_attention_heads", channels: "intermediate_size"}
+	case distilbert:
+		return &sizeKeys{blocks: "n_layers", heads: "n_heads", channels: "hidden_dim"}
+	case whisper:
+		return &sizeKeys{blocks: "encoder_layers", heads: "encoder_attention_heads", channels: "encoder_ffn_dim"}
 	}
 	return nil
+}
+
+// in returns the keys by the names that a config has.
+func (k *sizeKeys) in(c *config) *sizeKeys {
+	found := *k
+	for _, key := range []*string{&found.blocks, &found.heads} {
+		if name, other, ok := strings.Cut(*key, " "); ok {
+			*key = c.either(name, other)
+		}
+	}
+	return &found
 }
 
 // numbered reports whether what a block computes depends on its number, so that
@@ -29,13 +54,16 @@ func (r *remover) numbered() (fixed bool, layers int, err error) {
 		return false, 0, nil
 	}
 	c := newConfig(r.g.Architecture, r.options.Config)
-	fixed = get(c, "scale_attn_by_inverse_layer_idx", false)
+	keys = keys.in(c)
+	fixed = get(c, "scale_attn_by_inverse_layer_idx", false) ||
+		get(c, "decoder_sparse_step", 1) > 1 || len(get[[]int](c, "mlp_only_layers", nil)) > 0
 	layers = c.count(keys.blocks, 0)
 	return fixed, layers, c.err
 }
 
-// shapesLeft returns the shape of each block that stays.
-func (r *remover) shapesLeft() []BlockShape {
+// shapesLeft returns the shape of each block that stays. One with experts has the
+// given channels.
+func (r *remover) shapesLeft(channels int) []BlockShape {
 	shapes := make([]BlockShape, len(r.keep))
 	place := map[int]int{}
 	for i, block := range r.keep {
@@ -54,8 +82,14 @@ func (r *remover) shapesLeft() []BlockShape {
 			continue
 		}
 		if s, err := r.g.sublayerSite(i); err == nil && s.Kind == MLPSite {
-			inner := r.g.Ops[s.Ops[len(s.Ops)-2]].Inputs[0] // of the layer that the sum adds
-			shapes[at].Channels = r.g.Values[inner].Shape[0] - r.lostInputs(inner)
+			last := &r.g.Ops[s.Ops[len(s.Ops)-2]]
+			if last.Kind == Combine { // experts stay as wide as the config says
+				shapes[at].Channels = channels
+				continue
+			}
+			inner := last.Inputs[0] // of the layer that the sum adds
+			shape := r.g.Values[inner].Shape
+			shapes[at].Channels = shape[len(shape)-1] - r.lostInputs(inner)
 		}
 	}
 	return shapes
@@ -79,7 +113,7 @@ func (r *remover) config() (text []byte, own string, err error) {
 		return r.options.Config, "", nil
 	}
 	c := newConfig(r.g.Architecture, r.options.Config)
-	if c.err != nil {
+	if keys = keys.in(c); c.err != nil {
 		return nil, "", c.err
 	}
 	put := func(key string, value any) {
@@ -98,7 +132,7 @@ func (r *remover) config() (text []byte, own string, err error) {
 		}
 		put("layer_types", left)
 	}
-	if r.g.Architecture == qwen2 && len(r.keep) < layers {
+	if (r.g.Architecture == qwen2 || r.g.Architecture == qwen2MoE) && len(r.keep) < layers {
 		// Blocks from max_window_layers on have a window: count those before it.
 		from := get(c, "max_window_layers", 28)
 		before := 0
@@ -110,7 +144,11 @@ func (r *remover) config() (text []byte, own string, err error) {
 		put("max_window_layers", before)
 	}
 
-	shapes := r.shapesLeft()
+	channels := 0
+	if c.set(keys.channels) {
+		channels = c.count(keys.channels, 0)
+	}
+	shapes := r.shapesLeft(channels)
 	heads, headDim := c.count(keys.heads, 0), 0
 	for i := range r.g.Ops {
 		if a := r.g.Ops[i].Attention; a != nil {
@@ -133,7 +171,9 @@ func (r *remover) config() (text []byte, own string, err error) {
 			put(keys.heads, all.Heads)
 			put(keys.kvHeads, all.KVHeads)
 		}
-		put(keys.channels, all.Channels)
+		if keys.channels != "" {
+			put(keys.channels, all.Channels)
+		}
 	}
 	if err != nil {
 		return nil, "", err
@@ -148,7 +188,7 @@ func (r *remover) uneven(shapes []BlockShape, keys *sizeKeys, heads int) string 
 	for i, s := range shapes {
 		switch {
 		case s.Heads == 0 && s.Channels == 0:
-			return fmt.Sprintf("block %d is gone but keeps its number, on which the scale of attention depends", i)
+			return fmt.Sprintf("block %d has neither attention nor MLP, but keeps its number or its normalizations", i)
 		case s.Heads == 0:
 			return fmt.Sprintf("block %d has no attention", i)
 		case s.Channels == 0:
@@ -158,6 +198,8 @@ func (r *remover) uneven(shapes []BlockShape, keys *sizeKeys, heads int) string 
 				i, s.Heads, s.KVHeads, s.Channels, shapes[0].Heads, shapes[0].KVHeads, shapes[0].Channels)
 		case keys.headDim == "" && s.Heads != heads:
 			return fmt.Sprintf("a config.json of %s cannot say that there are fewer heads of the same size", r.g.Architecture)
+		case keys.channels == "" && s.Channels != 4*r.g.Ops[0].Embedding.Width: // BLOOM, its MLPs as they were
+			return fmt.Sprintf("a config.json of %s cannot say how many channels an MLP has", r.g.Architecture)
 		}
 	}
 	return ""

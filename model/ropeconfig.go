@@ -3,8 +3,14 @@ package model
 // rope reads the rotation's settings, either way of writing them: rope_theta
 // beside rope_scaling, or both in rope_parameters.
 func (c *config) rope(headDim int) *Rope {
-	r := &Rope{Theta: get(c, "rope_theta", 10000.0), Dims: headDim}
 	only(c, "partial_rotary_factor", 1.0)
+	return c.partialRope(headDim, get(c, "rope_theta", 10000.0), 1)
+}
+
+// partialRope is rope where the keys beside rope_scaling are a family's own: what
+// they say of theta, and of the share of a head's numbers that turn.
+func (c *config) partialRope(headDim int, theta, share float64) *Rope {
+	r := &Rope{Theta: theta}
 	settings := c.inner("rope_scaling")
 	if p := c.inner("rope_parameters"); p != nil {
 		if settings != nil {
@@ -12,14 +18,19 @@ func (c *config) rope(headDim int) *Rope {
 		}
 		settings = p
 	}
-	if headDim%2 != 0 {
-		c.fail("head_dim", "%d numbers cannot be turned in pairs", headDim)
-	}
 	if settings != nil {
+		share = get(settings, "partial_rotary_factor", share)
 		settings.ropeSettings(r)
 		if c.err == nil {
 			c.err = settings.finish()
 		}
+	}
+	if !(share > 0 && share <= 1) {
+		c.fail("partial_rotary_factor", "cannot be %v", share)
+		share = 1
+	}
+	if r.Dims = int(float64(headDim) * share); r.Dims%2 != 0 || r.Dims < 2 {
+		c.fail("head_dim", "%d of %d numbers cannot be turned in pairs", r.Dims, headDim)
 	}
 	if !(r.Theta > 0) {
 		c.fail("rope_theta", "cannot be %v", r.Theta)
@@ -30,7 +41,6 @@ func (c *config) rope(headDim int) *Rope {
 // ropeSettings reads rope_scaling or rope_parameters into r.
 func (c *config) ropeSettings(r *Rope) {
 	r.Theta = get(c, "rope_theta", r.Theta)
-	only(c, "partial_rotary_factor", 1.0)
 	old := get(c, "type", "default") // the older name of rope_type
 	s := RopeScaling{Type: get(c, "rope_type", old)}
 	if c.set("type") && s.Type != old {

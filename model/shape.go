@@ -17,6 +17,8 @@ func (o *Op) outputShape(in [][]int) ([]int, error) {
 		want = 2
 	case o.Kind == Attend && len(in) != 1: // one value may hold all three
 		want = 3
+	case o.expertInputs(in) > 0:
+		want = o.expertInputs(in)
 	}
 	if len(in) != want {
 		return nil, fmt.Errorf("%s reads %d values, want %d", o.Kind, len(in), want)
@@ -70,6 +72,15 @@ func (o *Op) outputShape(in [][]int) ([]int, error) {
 		return x, o.Norm.check(o.Kind, x)
 	case Attend:
 		return o.Attention.outputShape(in)
+	case ToTokens:
+		return o.Sequence.outputShape(x)
+	case FirstToken:
+		if len(x) > 2 {
+			return nil, fmt.Errorf("first token of values of shape %v, want tokens × width, or width", x)
+		}
+		return x[len(x)-1:], nil
+	case Route, Dispatch, Combine, ScaleRows:
+		return o.expertShape(in)
 	}
 	return nil, fmt.Errorf("unknown kind of operation %q", o.Kind)
 }

@@ -183,15 +183,15 @@ func (g *Graph) branch(sum int) (ops []int, skip int, err error) {
 	return nil, 0, bad
 }
 
-// between returns the operations from one value back to another, in order; false
-// where they read more than that.
-func (g *Graph) between(by []int, from, back int) ([]int, bool) {
+// between returns the operations from one value back to others, in order; false
+// where they read more than those.
+func (g *Graph) between(by []int, from int, back ...int) ([]int, bool) {
 	var ops []int
 	todo := []int{from}
 	for len(todo) > 0 {
 		v := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if v == back {
+		if slices.Contains(back, v) {
 			continue
 		}
 		if by[v] < 0 {
@@ -209,21 +209,23 @@ func (g *Graph) between(by []int, from, back int) ([]int, bool) {
 // sublayerSite returns the attention or MLP sublayer that a sum adds to the
 // residual stream.
 func (g *Graph) sublayerSite(sum int) (*Site, error) {
-	ops, _, err := g.branch(sum)
+	if g.Ops[sum].Block < 0 {
+		return nil, &RemovalError{MLPSite, strings.TrimSuffix(stemOf(g.Ops[sum].Name), "."), "it is of no transformer block; a residual block of convolutions goes as a block"}
+	}
+	ops, err := g.term(sum)
 	if err != nil {
 		return nil, err
 	}
 	s := &Site{Kind: MLPSite, Block: g.Ops[sum].Block, Units: 1, Run: 1, Ops: ops}
 	for _, i := range ops {
-		if g.Ops[i].IsLayer() {
-			s.Name = parentOf(g.Ops[i].Name)
-		}
-		if g.Ops[i].Attention != nil {
+		switch op := &g.Ops[i]; {
+		case op.Kind == Combine: // which comes after its experts
+			s.Name = parentOf(op.Name)
+		case op.IsLayer():
+			s.Name = g.sublayerName(i, sum)
+		case op.Attention != nil:
 			s.Kind = AttentionSite
 		}
-	}
-	if s.Block < 0 {
-		return nil, &RemovalError{s.Kind, s.Name, "it is a residual block of convolutions: remove it as a block"}
 	}
 	return s, g.checkOwned(s)
 }
@@ -245,7 +247,7 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 				s.Ops = append(s.Ops, part.Ops...)
 			}
 		}
-		return s, nil
+		return s, g.wholeBlock(s)
 	}
 	ops, skip, err := g.branch(sum)
 	if err != nil {
@@ -258,6 +260,51 @@ func (g *Graph) blockSite(sum int) (*Site, error) {
 	}
 	s.Ops = append(ops, readers[0])
 	return s, g.checkOwned(s)
+}
+
+// wholeBlock adds to a block's sublayers what else it has, such as normalizations
+// behind its sums. All of it must go from one value to one other, which its input
+// can then stand for.
+func (g *Graph) wholeBlock(s *Site) error {
+	sublayers := len(s.Ops)
+	for i := range g.Ops {
+		if g.Ops[i].Block == s.Block && !slices.Contains(s.Ops, i) {
+			s.Ops = append(s.Ops, i)
+		}
+	}
+	if len(s.Ops) == sublayers {
+		return nil
+	}
+	slices.Sort(s.Ops)
+	if _, _, ok := g.Through(s.Ops); !ok {
+		return &RemovalError{BlockSite, s.Name, "no one value could stand for what it gives"}
+	}
+	return g.checkOwned(s)
+}
+
+// Through returns the one value that operations, in rising order, read of the
+// others, and the one that they give, the last one's; false where there are more or
+// where the one cannot stand for the other.
+func (g *Graph) Through(ops []int) (in, out int, ok bool) {
+	inside := map[int]bool{}
+	for _, i := range ops {
+		inside[g.Ops[i].Output] = true
+	}
+	in, out = -1, g.Ops[ops[len(ops)-1]].Output
+	for i := range g.Ops {
+		for _, v := range g.Ops[i].Inputs {
+			switch within := slices.Contains(ops, i); {
+			case within && !inside[v]:
+				if in >= 0 && in != v {
+					return 0, 0, false
+				}
+				in = v
+			case !within && inside[v] && v != out:
+				return 0, 0, false
+			}
+		}
+	}
+	return in, out, in >= 0 && slices.Equal(g.Values[in].Shape, g.Values[out].Shape) && (!inside[g.Output] || g.Output == out)
 }
 
 // checkOwned fails where another operation reads a tensor of the site's.
@@ -298,6 +345,9 @@ func (g *Graph) headSite(i int, kind SiteKind) (*Site, error) {
 	refuse := func(format string, args ...any) (*Site, error) {
 		return nil, &RemovalError{kind, op.Name, fmt.Sprintf(format, args...)}
 	}
+	if a.ALiBi != nil {
+		return refuse("a head's slope of ALiBi follows from its number and how many there are: remove the whole attention")
+	}
 	q, kv := a.widths()
 	slice := func(layer, offset, size int) {
 		l := &g.Ops[layer]
@@ -313,6 +363,15 @@ func (g *Graph) headSite(i int, kind SiteKind) (*Site, error) {
 			return refuse("value %s is not written by a linear layer for this attention alone", g.Values[v].Name)
 		}
 		offset, size := 0, a.HeadDim
+		if a.Interleaved {
+			if kind == QueryHeadSite && share > 1 {
+				return refuse("they stand between keys in %s: remove them as kv_group", g.Ops[by[v]].Name)
+			}
+			if part == 0 && kind == KVGroupSite {
+				slice(by[v], 0, (share+2)*a.HeadDim)
+			}
+			continue
+		}
 		if len(op.Inputs) == 1 {
 			offset = []int{0, q, q + kv}[part]
 		}
@@ -382,8 +441,18 @@ func (g *Graph) channelSite(i int) (*Site, error) {
 	if problem == "" && len(w.site.Consumers) == 0 {
 		problem = "no layer reads them"
 	}
+	if problem == "" && op.Block < 0 && slices.ContainsFunc(g.Ops, func(o Op) bool { return o.Block >= 0 }) {
+		problem = "it is part of no block, and its size is the hidden size, which all layers share"
+	}
 	if problem != "" {
 		return nil, &RemovalError{ChannelSite, op.Name, problem}
+	}
+	for _, c := range w.site.Consumers {
+		for _, r := range g.Readers(g.Ops[c.Op].Output) {
+			if kind := g.Ops[r].Kind; kind == Combine || kind == ScaleRows {
+				return nil, &RemovalError{ChannelSite, op.Name, "they are an expert's, and config.json has one size for the experts of all blocks"}
+			}
+		}
 	}
 	// The walk met layers in an order of its own; the graph's is the site's.
 	slices.SortFunc(w.site.Consumers, func(a, b Consumer) int { return a.Op - b.Op })
@@ -425,7 +494,7 @@ func (w *channelWalk) value(v int) (problem string) {
 			problem = w.cross(r, v, width)
 		case l.Groups() > 1:
 			problem = fmt.Sprintf("%s reads them in groups", l.Name)
-		case l.Kind == Linear && len(w.g.Values[v].Shape) > 1:
+		case l.Kind == Linear && len(w.g.Values[v].Shape) > 2:
 			problem = fmt.Sprintf("%s reads another axis than theirs", l.Name)
 		default:
 			columns := width
@@ -460,7 +529,7 @@ func (w *channelWalk) cross(i, v, width int) (problem string) {
 		switch {
 		case o.Groups() > 1:
 			return fmt.Sprintf("%s writes them in groups", o.Name)
-		case width != 1 || o.Outputs != w.site.Units || (o.Kind == Linear && len(w.g.Values[v].Shape) > 1):
+		case width != 1 || o.Outputs != w.site.Units || (o.Kind == Linear && len(w.g.Values[v].Shape) > 2):
 			return fmt.Sprintf("%s writes them in another way", o.Name)
 		}
 		w.site.Slices = append(w.site.Slices, Slice{o.Weight, o.outputAxis(), 0, 1})
@@ -473,7 +542,7 @@ func (w *channelWalk) cross(i, v, width int) (problem string) {
 	case ReLU, LeakyReLU, Sigmoid, Tanh, GELU, GELUTanh, SiLUMul, GlobalAvgPool:
 	case Flatten:
 		in := w.g.Values[o.Inputs[0]].Shape
-		if v != o.Inputs[0] {
+		if v != o.Inputs[0] || len(in) == 2 {
 			return fmt.Sprintf("%s gathers them from several axes", o.Name)
 		}
 		return w.meet(o.Output, width*size(in)/in[0])

@@ -75,8 +75,16 @@ func (e *Executor) computeTokens(ctx context.Context, o *Op, in []*Tensor, y *Te
 		return e.flat(ctx, y, func(from, to int) { vec.GELU(y.Data[from:to], in[0].Data[from:to]) })
 	case GELUTanh:
 		return e.flat(ctx, y, func(from, to int) { vec.GELUTanh(y.Data[from:to], in[0].Data[from:to]) })
+	case Route:
+		return e.route(ctx, o, in[0], y)
+	case Dispatch:
+		return e.dispatch(ctx, o, in[0], in[1], y)
+	case Combine:
+		return e.combine(ctx, in, y)
+	case ScaleRows:
+		return e.scaleRows(ctx, in[0], in[1], y)
 	}
-	return fmt.Errorf("unknown kind of operation %q", o.Kind)
+	return e.computeEncoder(ctx, o, in, y)
 }
 
 // taskFloats is about how many numbers a task has where each takes little time.
@@ -127,34 +135,50 @@ func (e *Executor) embed(ctx context.Context, t *Embedding, x, y *Tensor) error 
 	}
 	positions := make([]int, 0, len(x.Tokens))
 	for s, n := range x.Lengths {
+		next := 0
 		for p := range n {
 			id := x.Tokens[len(positions)]
-			if int64(id) >= int64(t.Rows) {
+			if t.Table != "" && int64(id) >= int64(t.Rows) {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.Rows}
 			}
-			if t.Positions != "" && p >= t.MaxPositions {
+			if t.isPadding(id) {
+				positions = append(positions, -1)
+				continue
+			}
+			if t.Positions != "" && next >= t.MaxPositions {
 				return &TokenError{Sequence: s, Position: p, Token: id, Rows: t.MaxPositions, Positions: true}
 			}
-			positions = append(positions, p)
+			positions = append(positions, next)
+			next++
 		}
 	}
-	tokens, err := e.table(t.Table, t.Rows, t.Width)
-	if err != nil {
-		return err
+	if t.Table != "" {
+		tokens, err := e.table(t.Table, t.Rows, t.Width)
+		if err != nil {
+			return err
+		}
+		err = e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
+			return tokens(int(x.Tokens[r]), y.Data[r*t.Width:][:t.Width])
+		})
+		if err != nil {
+			return err
+		}
 	}
-	err = e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
-		return tokens(int(x.Tokens[r]), y.Data[r*t.Width:][:t.Width])
-	})
-	if err != nil || t.Positions == "" {
-		return err
+	if t.Types != "" {
+		if err := e.addType(ctx, t, y); err != nil {
+			return err
+		}
 	}
-	learned, err := e.read(t.Positions, t.MaxPositions*t.Width)
+	if t.Positions == "" {
+		return nil
+	}
+	learned, err := e.read(t.Positions, (t.MaxPositions+t.PositionOffset)*t.Width)
 	if err != nil {
 		return err
 	}
 	return e.perRow(ctx, len(x.Tokens), t.Width, func(r int) error {
 		row := y.Data[r*t.Width:][:t.Width]
-		vec.Add(row, row, learned[positions[r]*t.Width:])
+		vec.Add(row, row, learned[(positions[r]+t.PositionOffset)*t.Width:])
 		return nil
 	})
 }
@@ -173,18 +197,20 @@ func (e *Executor) table(name string, rows, width int) (func(row int, dst []floa
 
 // norm computes RMSNorm or LayerNorm; means and variances are sums in float64.
 func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
-	width := x.Shape[1]
-	weight, err := e.read(o.Norm.Weight, width)
-	if err != nil {
-		return err
+	width := x.Shape[len(x.Shape)-1]
+	var weight, bias []float32
+	var err error
+	if o.Norm.Weight != "" {
+		if weight, err = e.read(o.Norm.Weight, width); err != nil {
+			return err
+		}
 	}
-	var bias []float32
 	if o.Norm.Bias != "" {
 		if bias, err = e.read(o.Norm.Bias, width); err != nil {
 			return err
 		}
 	}
-	return e.perRow(ctx, x.Shape[0], width, func(r int) error {
+	return e.perRow(ctx, len(x.Data)/width, width, func(r int) error {
 		src, dst := x.Data[r*width:][:width], y.Data[r*width:][:width]
 		if o.Kind == LayerNorm {
 			mean := vec.Sum(src) / float64(width)
@@ -194,7 +220,9 @@ func (e *Executor) norm(ctx context.Context, o *Op, x, y *Tensor) error {
 			src = dst
 		}
 		vec.Scale(dst, src, float32(1/math.Sqrt(vec.SumSquares(src)/float64(width)+o.Norm.Eps)))
-		vec.Mul(dst, dst, weight)
+		if weight != nil {
+			vec.Mul(dst, dst, weight)
+		}
 		if bias != nil {
 			vec.Add(dst, dst, bias)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // Embedding turns token ids into vectors.
@@ -12,22 +13,48 @@ type Embedding struct {
 	Table string `json:"table"` // the tensor of Rows × Width
 	Rows  int    `json:"rows"`  // the vocabulary's size
 	Width int    `json:"width"`
-	// Positions names learned positions, MaxPositions × Width, of which row p
-	// is added to token p of a sequence; "" for none.
-	Positions    string `json:"positions,omitempty"`
-	MaxPositions int    `json:"max_positions,omitempty"`
+	// Positions names learned positions, of which row p + PositionOffset is added
+	// to token p of a sequence; "" for none. The tensor is (MaxPositions +
+	// PositionOffset) × Width. With Table "" the positions stand alone.
+	Positions      string `json:"positions,omitempty"`
+	MaxPositions   int    `json:"max_positions,omitempty"`
+	PositionOffset int    `json:"position_offset,omitempty"`
+	// PaddingUncounted says that the id PositionOffset − 1 is padding: such a token
+	// gets the row of its id, and those after it count on as if it were not there.
+	PaddingUncounted bool `json:"padding_uncounted,omitempty"`
+	// Types names a table of token types, TypeRows × Width, of which row 0 is added
+	// to every token; "" for none.
+	Types    string `json:"types,omitempty"`
+	TypeRows int    `json:"type_rows,omitempty"`
+}
+
+// isPadding reports whether a token is not counted among the positions.
+func (t *Embedding) isPadding(id uint32) bool {
+	return t.PaddingUncounted && int64(id) == int64(t.PositionOffset)-1
 }
 
 func (t *Embedding) String() string {
-	text := fmt.Sprintf("%s, %d rows", t.Table, t.Rows)
+	var parts []string
+	if t.Table != "" {
+		parts = append(parts, fmt.Sprintf("%s, %d rows", t.Table, t.Rows))
+	}
 	if t.Positions != "" {
-		text += fmt.Sprintf(", plus %s, %d rows", t.Positions, t.MaxPositions)
+		parts = append(parts, fmt.Sprintf("%s, %d rows", t.Positions, t.MaxPositions))
+	}
+	text := strings.Join(parts, ", plus ")
+	if t.PositionOffset > 0 {
+		text += fmt.Sprintf(" from %d on", t.PositionOffset)
+	}
+	if t.Types != "" {
+		text += fmt.Sprintf(", plus row 0 of %s", t.Types)
 	}
 	return text
 }
 
 func (t *Embedding) outputShape(x []int) ([]int, error) {
-	if t == nil || t.Table == "" || size([]int{t.Rows, t.Width}) == 0 || (t.Positions != "") != (t.MaxPositions > 0) {
+	if t == nil || t.Table == "" && t.Positions == "" || (t.Table != "") != (t.Rows > 0) || size([]int{max(t.Rows, 1), t.Width}) == 0 ||
+		(t.Positions != "") != (t.MaxPositions > 0) || t.PositionOffset < 0 || t.PositionOffset > maxCount || t.Positions == "" && t.PositionOffset > 0 ||
+		(t.Types != "") != (t.TypeRows > 0) || t.PositionOffset == 0 && t.PaddingUncounted {
 		return nil, fmt.Errorf("embedding %+v", t)
 	}
 	if !slices.Equal(x, []int{1}) {
@@ -39,17 +66,17 @@ func (t *Embedding) outputShape(x []int) ([]int, error) {
 // Norm names the tensors of a normalization over a token's vector: Zhang and
 // Sennrich 2019 for RMSNorm, Ba et al. 2016 for LayerNorm.
 type Norm struct {
-	Weight string  `json:"weight"`
+	Weight string  `json:"weight"`         // "" for a LayerNorm without parameters
 	Bias   string  `json:"bias,omitempty"` // LayerNorm's, "" for none
 	Eps    float64 `json:"eps"`
 }
 
 func (n *Norm) check(kind OpKind, x []int) error {
-	if n == nil || n.Weight == "" || (n.Bias != "" && kind != LayerNorm) || !(n.Eps >= 0 && n.Eps < math.MaxFloat32) {
+	if n == nil || ((n.Weight == "" || n.Bias != "") && kind != LayerNorm) || (n.Weight == "" && n.Bias != "") || !(n.Eps >= 0 && n.Eps < math.MaxFloat32) {
 		return fmt.Errorf("%s needs its weight and a finite eps ≥ 0", kind)
 	}
-	if len(x) != 1 {
-		return fmt.Errorf("%s of values of shape %v, want one axis", kind, x)
+	if len(x) > 2 {
+		return fmt.Errorf("%s of values of shape %v, want width, or tokens × width", kind, x)
 	}
 	return nil
 }
@@ -57,7 +84,9 @@ func (n *Norm) check(kind OpKind, x []int) error {
 // Attention is scaled dot-product attention (Vaswani et al. 2017, section 3.2)
 // of Heads queries to KVHeads keys and values, each of HeadDim numbers; Heads /
 // KVHeads neighbouring queries share a key (Ainslie et al. 2023). The inputs
-// are q, k and v, or one value that holds the three side by side.
+// are q, k and v, or one value that holds the three: all queries, all keys and
+// all values side by side, or, where Interleaved, for each head of keys its
+// queries, the key and the value.
 type Attention struct {
 	Heads   int     `json:"heads"`
 	KVHeads int     `json:"kv_heads"`
@@ -68,6 +97,9 @@ type Attention struct {
 	Causal bool  `json:"causal,omitempty"`
 	Window int   `json:"window,omitempty"`
 	Rope   *Rope `json:"rope,omitempty"` // nil: no rotation
+
+	Interleaved bool   `json:"interleaved,omitempty"`
+	ALiBi       *ALiBi `json:"alibi,omitempty"` // nil: no bias
 }
 
 // widths returns how many numbers a token's queries and its keys have.
@@ -83,6 +115,12 @@ func (a *Attention) String() string {
 	}
 	if a.Rope != nil {
 		text += ", " + a.Rope.String()
+	}
+	if a.ALiBi != nil {
+		text += ", " + a.ALiBi.String()
+	}
+	if a.Interleaved {
+		text += ", q, k and v of one head after those of another"
 	}
 	return text
 }
@@ -100,15 +138,28 @@ func (a *Attention) outputShape(in [][]int) ([]int, error) {
 	if err := a.Rope.check(a.HeadDim); err != nil {
 		return nil, err
 	}
+	if err := a.ALiBi.check(a); err != nil {
+		return nil, err
+	}
+	if a.Interleaved && len(in) != 1 {
+		return nil, errors.New("attention of q, k and v that are interleaved but not in one value")
+	}
 	q, kv := a.widths()
 	want := [][]int{{q}, {kv}, {kv}}
 	if len(in) == 1 {
 		want = [][]int{{q + 2*kv}}
 	}
+	out := []int{q}
+	if len(in[0]) == 2 { // tokens × width
+		for i := range want {
+			want[i] = []int{in[0][0], want[i][0]}
+		}
+		out = []int{in[0][0], q}
+	}
 	if !slices.EqualFunc(in, want, slices.Equal) {
 		return nil, fmt.Errorf("attention of values of shapes %v, want %v", in, want)
 	}
-	return []int{q}, nil
+	return out, nil
 }
 
 // Rope rotates queries and keys by angles that grow with the token's position

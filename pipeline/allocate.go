@@ -266,6 +266,9 @@ func (d *measurer) diagonals(ctx context.Context, layers []*PlanLayer) ([][][]fl
 	all := make([][][]float64, len(layers))
 	for k, l := range layers {
 		for part := range slices.Chunk(flat[k], l.Spec.Cols) {
+			if l.starved { // the weight alone counts
+				part = slices.Repeat([]float64{1}, l.Spec.Cols)
+			}
 			all[k] = append(all[k], part)
 		}
 	}

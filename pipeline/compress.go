@@ -37,6 +37,8 @@ type compression struct {
 	spectra     map[string]lowrank.Spectrum
 	spectraLock sync.Mutex
 
+	passes map[int]int // of the compressed stream, see stream
+
 	folded map[string][]float32 // normalizations' tensors with AWQ's scales in them
 	divide map[int][]float32    // see streams
 }
@@ -56,6 +58,9 @@ type stop struct {
 // scaled reports whether AWQ scales what the layers read.
 func (s *stop) scaled() bool { return s.layers[0].Scaled }
 
+// starved reports whether the layers are an expert's that sees too few tokens.
+func (s *stop) starved() bool { return s.layers[0].starved }
+
 // compress solves every planned layer in the order of the data.
 func (r *run) compress(ctx context.Context) error {
 	if err := r.chooseRanks(ctx); err != nil {
@@ -65,7 +70,7 @@ func (r *run) compress(ctx context.Context) error {
 }
 
 func newCompression(r *run) *compression {
-	return &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, divide: map[int][]float32{}}
+	return &compression{run: r, changed: make([]bool, len(r.graph.Ops)), folded: map[string][]float32{}, passes: map[int]int{}, divide: map[int][]float32{}}
 }
 
 func (c *compression) solveAll(ctx context.Context) error {
@@ -78,8 +83,8 @@ func (c *compression) solveAll(ctx context.Context) error {
 		}
 		// Layers that read the same value in different ways must not see each
 		// other's weights: the upstream of the next value grows only now.
-		if c.recipe.Sequential == "none" {
-			continue // the streams stay the same throughout
+		if c.recipe.Sequential == "none" || c.captured != nil {
+			continue // the streams stay the same throughout, or there are none
 		}
 		for _, s := range stops {
 			if err := c.pass(ctx, s); err != nil {
@@ -126,7 +131,7 @@ func (c *compression) stopsAt(value int) []*stop {
 		reading := readingOf(c.graph, l.op)
 		at := -1
 		for j, s := range stops {
-			if sameReading(s.reading, reading) {
+			if c.captured == nil && sameReading(s.reading, reading) {
 				at = j
 			}
 		}
@@ -232,7 +237,7 @@ func (c *compression) solveMissing(ctx context.Context, s *stop, missing []int, 
 // the original model, the samples, the reading, and everything that was
 // compressed before; a solution on its moments, its weight and its options.
 func (c *compression) setKeys(s *stop) (err error) {
-	if c.calibration != nil {
+	if c.calibration != nil && !s.starved() {
 		parts := []any{
 			"moments", layer.EncodingVersion, blas.Path, c.sha, c.graph.Hash(),
 			c.calibration.sha256(), c.graph.Values[s.value].Name, s.reading, c.upstream,
@@ -242,6 +247,11 @@ func (c *compression) setKeys(s *stop) (err error) {
 		}
 		s.key, err = key(parts...)
 		if err != nil {
+			return err
+		}
+	}
+	if _, ok := c.capturedAt(s); ok {
+		if s.key, err = key("captured", layer.EncodingVersion, blas.Path, c.captured.sha, s.layers[0].Name); err != nil {
 			return err
 		}
 	}
@@ -271,7 +281,18 @@ func (c *compression) setKeys(s *stop) (err error) {
 // other recipe, and a run that is killed and resumed has to bring the streams to
 // the stop again anyway. Those of a large model are tens of gigabytes.
 func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, error) {
-	if c.calibration == nil {
+	if l, ok := c.capturedAt(s); ok {
+		c.clock.enter(StageMoments)
+		prob, err := c.problem(l, nil)
+		if err != nil {
+			return nil, err
+		}
+		return c.captured.of(ctx, c.pool, prob, l.Name)
+	}
+	if s.starved() && slices.ContainsFunc(s.layers, func(l *PlanLayer) bool { return l.Compensate != nil }) {
+		return c.white(s)
+	}
+	if c.calibration == nil || s.starved() {
 		return nil, nil
 	}
 	if c.upstream != "" {
@@ -282,6 +303,16 @@ func (c *compression) moments(ctx context.Context, s *stop) (*layer.Moments, err
 		return c.takeMoments(ctx, s)
 	})
 	return m, err
+}
+
+// capturedAt returns the one layer of a stop whose moments are in a file.
+func (c *compression) capturedAt(s *stop) (*PlanLayer, bool) {
+	if c.captured == nil {
+		return nil, false
+	}
+	l := s.layers[0]
+	_, ok := c.captured.layers[l.Name]
+	return l, ok
 }
 
 func (c *compression) takeMoments(ctx context.Context, s *stop) (*layer.Moments, error) {
@@ -378,6 +409,7 @@ func (c *compression) startStreams(ctx context.Context) error {
 	}
 	c.streams = newStreams(c.graph, c.pool, c.weights, input, c.space, c.clock.enter)
 	c.streams.divide = c.divide
+	c.streams.compressed.pass(c.passes)
 	return ctx.Err()
 }
 
@@ -445,6 +477,9 @@ func (c *compression) accept(l *PlanLayer, key string, s *layer.Solution, cached
 			return err
 		}
 	}
+	if l.fewTokens != nil { // the plan's notes have told of it, once for all of a block
+		fallbacks = append(fallbacks, *l.fewTokens)
+	}
 	entry, err := c.layerRecord(l, s, fallbacks)
 	if err != nil {
 		return err
@@ -503,6 +538,7 @@ func (c *compression) correctedBias(l *PlanLayer, correction []float64) (name st
 }
 
 func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []layer.Fallback) (record.Layer, error) {
+	var err error
 	t, ok := c.ckpt.Lookup(l.Weight)
 	if !ok {
 		return record.Layer{}, fmt.Errorf("%w: %s", loader.ErrNotFound, l.Weight)
@@ -544,6 +580,11 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 			RelativeError: relative(s.Errors.Base, s.Errors.Energy),
 		}
 	}
+	if s.Errors.Energy == 0 {
+		if entry.RelativeWeightError, err = c.weightError(l, s); err != nil {
+			return record.Layer{}, err
+		}
+	}
 	if s.Errors.Energy > 0 {
 		solved, nearest := s.Errors.Relative(), s.Errors.NearestRelative()
 		entry.RelativeError, entry.NearestRelativeError = &solved, &nearest
@@ -559,6 +600,23 @@ func (c *compression) layerRecord(l *PlanLayer, s *layer.Solution, fallbacks []l
 		entry.Fallbacks = append(entry.Fallbacks, record.Fallback(f))
 	}
 	return entry, nil
+}
+
+// weightError returns ‖W − Ŵ‖²/‖W‖², nil for a weight of zeros.
+func (c *compression) weightError(l *PlanLayer, s *layer.Solution) (*float64, error) {
+	w, err := c.weights.original(l.Weight)
+	if err != nil {
+		return nil, err
+	}
+	rebuilt := make([]float32, len(w))
+	s.Weight(rebuilt)
+	var off, all float64
+	for i, v := range w {
+		d := float64(v) - float64(rebuilt[i])
+		off += d * d
+		all += float64(v) * float64(v)
+	}
+	return relative(off, all), nil
 }
 
 // relative returns a pointer to an error over the energy; nil where there is none.

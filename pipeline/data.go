@@ -96,7 +96,7 @@ func isLanguage(g *model.Graph) bool { return len(g.Ops) > 0 && g.Ops[0].Kind ==
 // openData opens the calibration and evaluation data and checks them against
 // the graph's input.
 func (r *run) openData(ctx context.Context) (err error) {
-	if r.recipe.Calibration == nil {
+	if r.recipe.Calibration == nil && r.captured == nil {
 		for _, c := range r.cuts {
 			if c.entry.needsMoments() {
 				return &RecipeError{
@@ -106,10 +106,13 @@ func (r *run) openData(ctx context.Context) (err error) {
 			}
 		}
 		for _, l := range r.plan.Layers {
+			if l.needsMoments() && r.graph.Detached {
+				return r.forwardError(fmt.Sprintf("layer %s (%s)", l.Name, l.method()))
+			}
 			if l.needsMoments() {
 				return &RecipeError{
 					File: r.recipe.file, Where: "calibration",
-					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or use method nearest or hqq without align, awq and range awq", l.Name, l.method()),
+					Reason: fmt.Sprintf("is missing, and layer %s (%s) needs data; name some there or with --calibration, or moments (--moments), or use method nearest or hqq without align, awq and range awq", l.Name, l.method()),
 				}
 			}
 		}
@@ -126,6 +129,17 @@ func (r *run) openData(ctx context.Context) (err error) {
 	return nil
 }
 
+// dataHash is the hash of what moments come from, "" for nothing.
+func (r *run) dataHash() string {
+	switch {
+	case r.captured != nil:
+		return r.captured.sha
+	case r.calibration != nil:
+		return r.calibration.sha256()
+	}
+	return ""
+}
+
 // openSamples opens data for a graph; nil where none is named.
 func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (samples, error) {
 	if d == nil {
@@ -135,6 +149,12 @@ func openSamples(ctx context.Context, r *Recipe, d *Data, g *model.Graph) (sampl
 		samples, err := openText(ctx, r, d, g)
 		if err != nil {
 			return nil, err
+		}
+		if d.Targets > 0 && g.Task != "" {
+			return nil, &InputError{Path: d.Path, Reason: "targets keeps predictions of next tokens, which the model does not make; leave it out"}
+		}
+		if d.Text.Stride > 0 && g.Task != "" {
+			return nil, &InputError{Path: d.Path, Reason: "text.stride divides texts for the prediction of next tokens, which the model does not make; leave it out"}
 		}
 		if d.Text.Stride > 0 {
 			samples.length, samples.stride = textLength(d, g), d.Text.Stride
@@ -170,10 +190,15 @@ func OpenImages(ctx context.Context, d *Data, g *model.Graph, input Input) (*dat
 	}
 	want := g.Values[g.Input].Shape
 	flat := len(want) == 1 && want[0] == elements(images.Shape)
-	if !flat && !slices.Equal(images.Shape, want) {
+	if !flat && !slices.Equal(withoutOnes(images.Shape), withoutOnes(want)) {
 		return nil, &InputError{Path: d.Path, Reason: fmt.Sprintf("samples are %v and the model takes %v; use the data that it was trained for, or say its size with model: {input: {shape: …}}", images.Shape, want)}
 	}
 	return images, nil
+}
+
+// withoutOnes returns a shape without axes of one, such as the height of sound.
+func withoutOnes(shape []int) []int {
+	return slices.DeleteFunc(slices.Clone(shape), func(n int) bool { return n == 1 })
 }
 
 // openText opens text, by the tokenizer in the model's folder, or token ids.

@@ -23,9 +23,21 @@ import (
 	"github.com/fettle-dev/fettle/record"
 )
 
-// evaluationBatch is how many images go through a model at once. Results do not
-// depend on it.
-const evaluationBatch = 64
+// evaluationBatch is how many images go through a model at once, unless one of
+// its values would then have more than evaluationBytes. Results do not depend on
+// it.
+const (
+	evaluationBatch = 64
+	evaluationBytes = 128 << 20
+)
+
+func batchOf(g *model.Graph) int {
+	largest := 1
+	for _, v := range g.Values {
+		largest = max(largest, elements(v.Shape))
+	}
+	return min(max(evaluationBytes/4/largest, 1), evaluationBatch)
+}
 
 // evaluate runs the original and what was written, read back from its files,
 // on the evaluation data.
@@ -39,6 +51,9 @@ func (r *run) evaluate(ctx context.Context, dir string) error {
 		return err
 	}
 	defer written.Close()
+	if r.original.graph.Task != "" {
+		return r.evaluateOutputs(ctx, written)
+	}
 	switch data := r.evaluation.(type) {
 	case imageSamples:
 		return r.evaluateImages(ctx, data, written)
@@ -104,6 +119,9 @@ func dequantized(m *export.Model, g *model.Graph) (source, error) {
 }
 
 func (r *run) evaluateImages(ctx context.Context, data imageSamples, written *export.Model) error {
+	if err := checkLabels(r.recipe.Evaluate, data.Images); err != nil {
+		return err
+	}
 	var sha string
 	for _, f := range r.record.Output.Files {
 		if f.Role == "weights" {
@@ -141,12 +159,20 @@ func (r *run) logits(ctx context.Context, data imageSamples, sha string, g *mode
 	return out, err
 }
 
+// checkLabels refuses samples that a classifier's answers cannot be held against.
+func checkLabels(d *Data, images *dataset.Images) error {
+	if images.Labels() != nil {
+		return nil
+	}
+	return &InputError{Path: d.Path, Reason: "has no labels, by which a classifier is measured; give it as safetensors with the tensors images and labels"}
+}
+
 // Logits runs a model on all samples: samples × classes. progress, if not nil,
 // hears how many samples have been read. Each parameter is read once.
 func Logits(ctx context.Context, p *pool.Pool, g *model.Graph, w model.Weights, data *dataset.Images, progress func(done int)) (blas32.General, error) {
 	kept := &blockWeights{read: w, kept: map[string][]float32{}}
 	e := model.NewExecutor(g, p, kept.get)
-	return e.Logits(ctx, data.N, evaluationBatch, func(dst []float32, from, n int) error {
+	return e.Logits(ctx, data.N, batchOf(g), func(dst []float32, from, n int) error {
 		if progress != nil {
 			progress(from)
 		}
@@ -197,10 +223,16 @@ func Evaluate(ctx context.Context, recipe *Recipe, options Options) (*Measured, 
 		return nil, err
 	}
 	defer o.files.Close()
+	if err := recipe.wantForward(o.ckpt.Tensors(), o.graph, o.config, "evaluate"); err != nil {
+		return nil, err
+	}
 	return measure(ctx, recipe, options, stored(o.ckpt, o.graph))
 }
 
 func measure(ctx context.Context, recipe *Recipe, o Options, from source) (*Measured, error) {
+	if task := from.graph.Task; task != "" {
+		return nil, &RecipeError{File: recipe.file, Where: "evaluate", Reason: fmt.Sprintf("one model's %s cannot be measured alone, only beside another's; compress with this evaluate, and the record compares the two", taskNames[task])}
+	}
 	data, err := openSamples(ctx, recipe, recipe.Evaluate, from.graph)
 	if err != nil {
 		return nil, err
@@ -220,6 +252,9 @@ func measure(ctx context.Context, recipe *Recipe, o Options, from source) (*Meas
 		return &Measured{Samples: text.N, Language: &l.Original, Predicted: l.Tokens}, nil
 	}
 	images := data.(imageSamples).Images
+	if err := checkLabels(recipe.Evaluate, images); err != nil {
+		return nil, err
+	}
 	logits, err := Logits(ctx, workers, from.graph, from.weights, images, nil)
 	if err != nil {
 		return nil, err

@@ -100,9 +100,10 @@ func (b *blockWeights) get(name string) ([]float32, error) {
 }
 
 // answers are a model's hidden states of each batch and the head that turns
-// them into logits.
+// them into logits; nil where the hidden states are what the model gives.
 type answers struct {
 	head   *model.Head
+	width  int // of what of returns
 	hidden []*model.Tensor
 	logits blas32.General
 }
@@ -133,11 +134,18 @@ func (r *languageRun) run(ctx context.Context, s source) (*answers, error) {
 		clear(block.kept)
 		runtime.GC() // a block's weights are large: the next one's take their place
 	}
+	if !s.graph.HasHead() {
+		a := &answers{width: elements(s.graph.Values[s.graph.Output].Shape)}
+		for _, v := range values {
+			a.hidden = append(a.hidden, v[s.graph.Output])
+		}
+		return a, nil
+	}
 	head, err := exec.Head()
 	if err != nil {
 		return nil, err
 	}
-	a := &answers{head: head, logits: blas32.General{Cols: head.Outputs, Stride: head.Outputs, Data: make([]float32, headRows*head.Outputs)}}
+	a := &answers{head: head, width: head.Outputs, logits: blas32.General{Cols: head.Outputs, Stride: head.Outputs, Data: make([]float32, headRows*head.Outputs)}}
 	for _, v := range values {
 		a.hidden = append(a.hidden, v[s.graph.Ops[len(s.graph.Ops)-1].Inputs[0]])
 	}
@@ -153,6 +161,9 @@ func (r *languageRun) free(a *answers) {
 
 // of computes logits of rows row … row+n−1 of a batch.
 func (a *answers) of(ctx context.Context, batch, row, n int) (blas32.General, error) {
+	if a.head == nil {
+		return blas32.General{Rows: n, Cols: a.width, Stride: a.width, Data: a.hidden[batch].Data[row*a.width:]}, nil
+	}
 	width := a.head.Inputs
 	a.logits.Rows = n
 	hidden := blas32.General{Rows: n, Cols: width, Stride: width, Data: a.hidden[batch].Data[row*width:]}

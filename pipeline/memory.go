@@ -150,9 +150,9 @@ func (p *Plan) fixedMemory(g *model.Graph) Memory {
 // activationMemory is the most that both streams' values take at once for a
 // number of samples (a language model's: tokens).
 func activationMemory(g *model.Graph, samples int64) int64 {
-	last := g.LastUse()
+	last, numbers := g.LastUse(), g.RowNumbers()
 	var live, most int64
-	size := func(v int) int64 { return 4 * samples * int64(elements(g.Values[v].Shape)) }
+	size := func(v int) int64 { return 4 * samples * int64(numbers[v]) }
 	for i := range g.Ops {
 		op := &g.Ops[i]
 		live += size(op.Output)

@@ -62,7 +62,11 @@ type PlanLayer struct {
 	leftOut string
 	// ranked says that a budget has given the layer its rank.
 	ranked bool
-	block  string // of a transformer, which OWL prunes alike; "" for none
+	// starved says that the layer is an expert's that sees too few tokens, so that it
+	// gets what needs no data; fewTokens is what it does not get for that.
+	starved   bool
+	fewTokens *layer.Fallback
+	block     string // of a transformer, which OWL prunes alike; "" for none
 }
 
 // hasTerm reports whether a low-rank term is added to the layer.
@@ -83,7 +87,13 @@ type LayerTerm struct {
 
 // needsMoments reports whether the layer's solution depends on data.
 func (l *PlanLayer) needsMoments() bool {
-	return l.Scaled || l.Compensate != nil || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
+	return !l.starved && l.learns()
+}
+
+// learns reports whether the layer's steps learn from data.
+func (l *PlanLayer) learns() bool {
+	term := l.Compensate != nil && l.Compensate.Method != lowrank.SVD
+	return l.Scaled || term || (l.Quantize != nil && l.Quantize.NeedsMoments()) || (l.Prune != nil && l.Prune.NeedsMoments())
 }
 
 // method names the layer's methods, for messages.
@@ -174,7 +184,15 @@ func MakePlan(ctx context.Context, recipe *Recipe, o Options) (*Plan, error) {
 // to find the units that are removed, which changes no size but those that depend on
 // values. On an error nothing stays open.
 func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
-	if r.original, err = openModel(ctx, r.recipe); err != nil {
+	var groups map[string]int
+	if r.recipe.Moments != "" {
+		if r.captured, err = openCaptured(ctx, r.recipe.Moments); err != nil {
+			return err
+		}
+		groups = r.captured.groups()
+	}
+	if r.original, err = openWith(ctx, r.recipe, groups); err != nil {
+		r.captured.close()
 		return err
 	}
 	r.ckpt, r.graph, r.config = r.original.ckpt, r.original.graph, r.original.config
@@ -183,6 +201,9 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 			_ = r.close() // only read from
 		}
 	}()
+	if err := r.checkDetached(); err != nil {
+		return err
+	}
 	if r.cuts, err = r.recipe.cuts(r.graph); err != nil {
 		return err
 	}
@@ -194,7 +215,13 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 	if err := r.planLayers(); err != nil {
 		return err
 	}
-	if data {
+	if r.captured != nil {
+		if err := r.checkCaptured(); err != nil {
+			return err
+		}
+	}
+	keeps := r.recipe.Experts.Fallback == "keep" && r.recipe.Calibration != nil && hasExperts(r.graph)
+	if data || keeps { // which layers stay as they are depends on data
 		if err := r.openData(ctx); err != nil {
 			return err
 		}
@@ -221,15 +248,24 @@ func (r *run) makePlan(ctx context.Context, data, choose bool) (err error) {
 		}
 	}()
 	r.weights = newWeights(r.ckpt, nil, r.plan)
+	if err := r.countExperts(ctx); err != nil {
+		return err
+	}
+	if err := r.fallBackExperts(); err != nil {
+		return err
+	}
 	if err := r.plan.allocate(ctx, r.recipe, r.weights, &measurer{r}); err != nil {
 		return err
 	}
 	return r.plan.foretell(r.recipe, r.ckpt, r.original.stored)
 }
 
-// openModel opens the recipe's model. Weights that are stored compressed are tensors
-// that are decoded as they are read.
-func openModel(ctx context.Context, r *Recipe) (*original, error) {
+func openModel(ctx context.Context, r *Recipe) (*original, error) { return openWith(ctx, r, nil) }
+
+// openWith opens the recipe's model; a file of moments may tell the groups of
+// convolutions. Weights that are stored compressed are tensors that are decoded as they
+// are read.
+func openWith(ctx context.Context, r *Recipe, groups map[string]int) (*original, error) {
 	if r.Model.Path == "" {
 		return nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
 	}
@@ -238,7 +274,7 @@ func openModel(ctx context.Context, r *Recipe) (*original, error) {
 		return nil, err
 	}
 	o := &original{files: files, ckpt: files, config: sourceConfig(r.Model.Path)}
-	if err := o.build(r); err != nil {
+	if err := o.build(r, groups); err != nil {
 		_ = files.Close() // only read from
 		return nil, err
 	}
@@ -246,7 +282,7 @@ func openModel(ctx context.Context, r *Recipe) (*original, error) {
 }
 
 // build finds how the files store weights, and the graph.
-func (o *original) build(r *Recipe) (err error) {
+func (o *original) build(r *Recipe, groups map[string]int) (err error) {
 	if o.stored, err = export.Decode(o.files); err != nil {
 		return err
 	}
@@ -258,7 +294,7 @@ func (o *original) build(r *Recipe) (err error) {
 			return err
 		}
 	}
-	o.graph, err = buildGraph(o.ckpt.Tensors(), r, o.config)
+	o.graph, err = buildWith(o.ckpt.Tensors(), r, o.config, groups)
 	return err
 }
 
@@ -276,15 +312,71 @@ func sourceConfig(path string) []byte {
 func (r *Recipe) modelOptions(config []byte) model.Options {
 	return model.Options{
 		Architecture: r.Model.Architecture, Activation: r.Model.Activation, InputShape: r.Model.Input.Shape, Config: config,
+		Network: r.Model.nodes(),
 	}
 }
 
 func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
-	graph, err := model.Build(tensors, r.modelOptions(config))
+	return buildWith(tensors, r, config, nil)
+}
+
+// buildWith builds the model's graph. Where no builder knows the model, and the
+// recipe names none, it is one of layers alone.
+func buildWith(tensors []loader.Tensor, r *Recipe, config []byte, groups map[string]int) (*model.Graph, error) {
+	o := r.modelOptions(config)
+	o.Groups = groups
+	graph, err := model.Build(tensors, o)
+	if _, ok := errors.AsType[*model.UnsupportedError](err); ok && o.Architecture == "" {
+		o.Architecture = model.WeightsAlone
+		if alone, e := model.Build(tensors, o); e == nil {
+			return alone, nil
+		}
+	}
+	if bad, ok := errors.AsType[*model.NetworkError](err); ok {
+		where := fmt.Sprintf("model.network[%d]", bad.Node)
+		return nil, &RecipeError{File: r.file, Line: r.lines.line(where), Where: where, Reason: bad.Name + ": " + bad.Problem}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Model.Path, err)
 	}
 	return graph, nil
+}
+
+// checkDetached refuses what needs a forward pass where none is known.
+func (r *run) checkDetached() error {
+	need := ""
+	switch {
+	case !r.graph.Detached:
+		return nil
+	case r.recipe.Calibration != nil:
+		need = "calibration"
+	case r.recipe.Evaluate != nil:
+		need = "evaluate"
+	case r.recipe.Search != nil:
+		need = "search"
+	case len(r.recipe.Remove) > 0:
+		need = "remove"
+	case r.recipe.allocatesOnData():
+		need = "an allocation that looks at data"
+	}
+	if need == "" {
+		return nil
+	}
+	return r.forwardError(need)
+}
+
+// forwardError says that something needs a forward pass, and why none is known.
+func (r *run) forwardError(need string) error {
+	return r.recipe.wantForward(r.ckpt.Tensors(), r.graph, r.config, need)
+}
+
+// wantForward fails for a graph of layers alone.
+func (r *Recipe) wantForward(tensors []loader.Tensor, g *model.Graph, config []byte, need string) error {
+	if !g.Detached {
+		return nil
+	}
+	_, err := model.Build(tensors, r.modelOptions(config))
+	return &ForwardError{Path: r.Model.Path, Need: need, Err: err}
 }
 
 // planLayers plans for what removals leave.
@@ -299,6 +391,9 @@ func (r *run) planLayers() (err error) {
 	if len(r.cuts) > 0 {
 		readers := Plan{Layers: r.readers()}
 		r.plan.removing = readers.fixedMemory(r.original.graph)
+	}
+	if r.graph.Detached {
+		r.plan.Notes = append(r.plan.Notes, "layers are found by names and shapes, and the model is not run: errors are those of the layers alone, and nothing is evaluated")
 	}
 	if r.own != "" {
 		r.plan.Notes = append(r.plan.Notes, fmt.Sprintf("only fettle can read what is left of the model: %s", r.own))
@@ -350,6 +445,7 @@ func planLayers(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, stored *
 			p.Kept = append(p.Kept, t)
 		}
 	}
+	p.noteExperts(r, graph)
 	p.noteStored(graph, asked, stored)
 	if r.Search == nil {
 		p.noteFusions()
@@ -418,7 +514,11 @@ func planLayer(r *Recipe, ckpt *loader.Checkpoint, graph *model.Graph, i int, st
 	if !op.IsLayer() {
 		return nil, nil
 	}
-	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return rule.matches(op.Name) })
+	matches := (*Rule).matches
+	if graph.Gates(i) {
+		matches = (*Rule).names
+	}
+	at := slices.IndexFunc(r.Rules, func(rule Rule) bool { return matches(&rule, op.Name) })
 	if at < 0 || len(r.Rules[at].Steps)+len(r.Rules[at].levels) == 0 {
 		return nil, nil
 	}
@@ -566,6 +666,9 @@ func (q *Quantize) scaleType(d dtype.DType) (dtype.DType, error) {
 func biasHolder(g *model.Graph, i int) string {
 	op := &g.Ops[i]
 	if op.Bias != "" {
+		if slices.ContainsFunc(g.Copies, func(c model.Copy) bool { return c.Of == op.Bias }) {
+			return "" // its copy would stay as it is
+		}
 		return op.Bias
 	}
 	if bn := onlyBatchNorm(g, op.Output); bn != nil {

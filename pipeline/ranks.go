@@ -47,7 +47,7 @@ func (l *PlanLayer) hasBudget(r *Recipe) bool {
 
 // ranksKey is of all that the ranks depend on.
 func (r *run) ranksKey() (string, error) {
-	parts := []any{"ranks", layer.EncodingVersion, quantize.Version, prune.Version, lowrank.Version, blas.Path, r.sha, r.graph.Hash(), r.recipe.Sequential, r.calibration.sha256()}
+	parts := []any{"ranks", layer.EncodingVersion, quantize.Version, prune.Version, lowrank.Version, blas.Path, r.sha, r.graph.Hash(), r.recipe.Sequential, r.dataHash()}
 	for i := range r.plan.Layers {
 		l := &r.plan.Layers[i]
 		_, _, term := r.recipe.Rules[l.rule].steps()

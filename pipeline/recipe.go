@@ -27,15 +27,18 @@ type Recipe struct {
 	Version     int      `yaml:"version"`
 	Model       Model    `yaml:"model"`
 	Calibration *Data    `yaml:"calibration"`
+	Moments     string   `yaml:"moments"`    // in place of calibration: a file of them, see captured
 	Sequential  string   `yaml:"sequential"` // value (default) or none
 	Remove      []Remove `yaml:"remove"`     // before the rules
 	Rules       []Rule   `yaml:"rules"`
+	Experts     Experts  `yaml:"experts"`
 	Search      *Search  `yaml:"search"`
 	OnFallback  string   `yaml:"on_fallback"` // fail, warn (default) or allow
 	Output      Output   `yaml:"output"`
 	Evaluate    *Data    `yaml:"evaluate"`
 	file        string   // path as given, for messages; may be empty
 	text        string   // the YAML, whole
+	lines       *document
 }
 
 // Model names the checkpoint and says what its tensors cannot.
@@ -44,6 +47,7 @@ type Model struct {
 	Architecture string `yaml:"architecture"` // "" recognises it from names and shapes
 	Activation   string `yaml:"activation"`   // of an mlp
 	Input        Input  `yaml:"input"`
+	Network      []Node `yaml:"network"` // of a network that names cannot tell
 }
 
 // Input is what the model expects of its samples.
@@ -94,7 +98,7 @@ type Text struct {
 
 // Formats of data: of images, and of language models' text and ids.
 var (
-	imageFormats = []string{"cifar10", "idx", "safetensors"}
+	imageFormats = []string{"cifar10", "idx", "npy", "safetensors"}
 	textFormats  = []string{"text", "jsonl", "u16", "u32", "npy", "safetensors", "builtin"}
 )
 
@@ -215,6 +219,7 @@ func ParseRecipe(text []byte, file string) (*Recipe, error) {
 		err.File = file
 		return nil, err
 	}
+	r.lines = doc
 	if where, reason := r.check(); reason != "" {
 		return nil, &RecipeError{File: file, Line: doc.line(where), Where: where, Reason: reason}
 	}
@@ -228,7 +233,7 @@ func ParseRecipe(text []byte, file string) (*Recipe, error) {
 }
 
 func (r *Recipe) paths() []*string {
-	paths := []*string{&r.Model.Path, &r.Output.Path}
+	paths := []*string{&r.Model.Path, &r.Moments, &r.Output.Path}
 	data := []*Data{r.Calibration, r.Evaluate}
 	if r.Search != nil {
 		data = append(data, r.Search.Data)
@@ -255,6 +260,11 @@ func (r *Recipe) check() (where, reason string) {
 	if reason := oneOf(&r.Sequential, "value", "none"); reason != "" {
 		return "sequential", reason
 	}
+	for i := range r.Model.Network {
+		if reason := r.Model.Network[i].check(); reason != "" {
+			return fmt.Sprintf("model.network[%d]", i), reason
+		}
+	}
 	if reason := oneOf(&r.OnFallback, "warn", "fail", "allow"); reason != "" {
 		return "on_fallback", reason
 	}
@@ -278,6 +288,9 @@ func (r *Recipe) check() (where, reason string) {
 	if len(r.Model.Input.Mean) != len(r.Model.Input.Std) {
 		return "model.input", fmt.Sprintf("has %d means and %d stds; give one of each per channel", len(r.Model.Input.Mean), len(r.Model.Input.Std))
 	}
+	if reason := r.checkMoments(); reason != "" {
+		return "moments", reason
+	}
 	for name, d := range map[string]*Data{"calibration": r.Calibration, "evaluate": r.Evaluate} {
 		if d == nil {
 			continue
@@ -292,6 +305,9 @@ func (r *Recipe) check() (where, reason string) {
 	if len(r.Rules) == 0 && len(r.Remove) == 0 {
 		return "rules", `is missing; give at least one rule, such as {match: "*", steps: [{quantize: {bits: 4}}]}`
 	}
+	if where, reason := r.Experts.check(); reason != "" {
+		return "experts" + where, reason
+	}
 	for i := range r.Remove {
 		if where, reason := r.Remove[i].check(); reason != "" {
 			return fmt.Sprintf("remove[%d]%s", i, where), reason
@@ -303,6 +319,35 @@ func (r *Recipe) check() (where, reason string) {
 		}
 	}
 	return r.checkSearch()
+}
+
+// SetMoments puts a file of moments in place of the recipe's, and of its calibration.
+func (r *Recipe) SetMoments(path string) error {
+	r.Moments, r.Calibration = path, nil
+	if reason := r.checkMoments(); reason != "" {
+		return &RecipeError{File: r.file, Where: "moments", Reason: reason}
+	}
+	return nil
+}
+
+// checkMoments says what does not go with a file of moments.
+func (r *Recipe) checkMoments() string {
+	switch {
+	case r.Moments == "":
+		return ""
+	case r.Calibration != nil:
+		return "stand in place of calibration; leave one of the two out"
+	case r.Search != nil:
+		return "do not go with a search, which runs the model on calibration data"
+	case len(r.Remove) > 0:
+		return "do not go with remove, which runs the model on calibration data, and without score and repair needs none; compress what it leaves in a second run"
+	}
+	for i := range r.Rules {
+		if _, q, _ := r.Rules[i].steps(); q != nil && q.AWQ {
+			return fmt.Sprintf("do not go with rules[%d].steps.quantize.awq, whose scales belong to all layers that read a value; leave it out", i)
+		}
+	}
+	return ""
 }
 
 // checkSearch returns the first fault of a search, and of a recipe that has levels
@@ -339,8 +384,12 @@ func (d *Data) check() (where, reason string) {
 	if d.Path == "" && d.Format != "builtin" {
 		return "data", "is missing; name the file of samples"
 	}
-	formats := slices.Compact(append(slices.Clone(imageFormats), textFormats[:len(textFormats)-2]...))
-	formats = append(formats, "builtin")
+	formats := slices.Clone(imageFormats)
+	for _, f := range textFormats {
+		if !slices.Contains(formats, f) {
+			formats = append(formats, f)
+		}
+	}
 	if d.Format == "" {
 		return "format", "is missing; it is one of " + strings.Join(formats, ", ")
 	}

@@ -119,9 +119,10 @@ func tensorsOf(op *model.Op) []string {
 		names = append(names, b.Scale, b.Shift, b.Mean, b.Var)
 	}
 	if n := op.Norm; n != nil {
-		names = append(names, n.Weight)
-		if n.Bias != "" {
-			names = append(names, n.Bias)
+		for _, name := range []string{n.Weight, n.Bias} {
+			if name != "" {
+				names = append(names, name)
+			}
 		}
 	}
 	return names
@@ -265,8 +266,14 @@ func (m *removal) start() (err error) {
 		if m.upstream, err = key(m.upstream, c.site.Kind, c.site.Name); err != nil {
 			return err
 		}
+		if last := c.site.Ops[len(c.site.Ops)-1]; m.graph.Ops[last].Norm != nil { // no zeros make it pass on what it reads
+			in, _, _ := m.graph.Through(c.site.Ops)
+			m.passes[last], m.changed[last] = in, true
+			continue
+		}
 		for _, sum := range c.site.Ops {
-			if m.graph.Ops[sum].Kind == model.Add {
+			switch m.graph.Ops[sum].Kind {
+			case model.Add, model.Combine, model.ScaleRows:
 				m.silence(c.site.Ops, sum)
 			}
 		}
@@ -287,8 +294,8 @@ func (m *removal) silence(ops []int, sum int) {
 		}
 		for _, name := range names {
 			m.zero[name] = true
+			m.changed[i] = true
 		}
-		m.changed[i] = true
 	}
 }
 

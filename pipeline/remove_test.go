@@ -338,6 +338,15 @@ func TestRemoveFromFamilies(t *testing.T) {
 	}
 }
 
+// Errors of what goes of encoders are those of the models.
+func TestRemoveFromEncoders(t *testing.T) {
+	for _, name := range []string{"bert-masked", "roberta-classes"} {
+		base, config, in := ofFamily(t, name)
+		r := removing(t, base, "[{channels: 0.3}, {heads: 0.5}]", "")
+		compareRemoved(t, r, mustRun(t, r, pipeline.Options{}), model.Options{Config: config}, in)
+	}
+}
+
 // sameOnReading evaluates what a run wrote: the compressed folder, and its dense
 // files with its config.json, must give what the run found.
 func sameOnReading(t *testing.T, r *pipeline.Recipe, run *record.Run) {

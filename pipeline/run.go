@@ -91,12 +91,16 @@ type run struct {
 	own    string // why other readers cannot have it; "" where they can
 	sha    string // of ckpt
 
+	routings  map[int]*routing // by the value of a router's weights; nil without experts or data
+	fewTokens []fewTokens
+
 	shares      map[string]int64  // bytes of the source that removals leave of each tensor
 	cutStored   map[string]string // how weights were stored of which removals take a part, by name
 	search      *record.Search    // that chose the recipe's rules; nil for none
 	plan        *Plan
-	calibration samples // nil when no method needs data and none is given
-	evaluation  samples // nil when none is given
+	calibration samples   // nil when no method needs data and none is given
+	evaluation  samples   // nil when none is given
+	captured    *captured // nil when no file of moments is given
 	weights     *weights
 }
 
@@ -227,6 +231,7 @@ func (r *Recipe) checkOutput() error {
 
 // close closes what the model is read from.
 func (r *run) close() error {
+	r.captured.close()
 	if r.file != nil {
 		_ = r.file.Close()
 		_ = os.Remove(r.file.Name()) // unless it is gone already
@@ -271,6 +276,7 @@ func (r *run) startRecord(ctx context.Context) (err error) {
 		r.record.Source.Parameters += t.Elements()
 	}
 	r.recordRemoved()
+	r.recordExperts()
 	for _, text := range r.plan.Notes {
 		r.clock.emit(Event{Warning: text})
 	}
@@ -278,6 +284,9 @@ func (r *run) startRecord(ctx context.Context) (err error) {
 		r.record.Kept = append(r.record.Kept, r.keptRecord(t))
 	}
 	r.record.Data = append(r.record.Data, dataRecord("calibration", r.recipe.Calibration, r.calibration)...)
+	if c := r.captured; c != nil {
+		r.record.Data = append(r.record.Data, record.Data{Role: "moments", Path: c.path, Format: string(c.ckpt.Format()), SHA256: c.sha})
+	}
 	r.record.Data = append(r.record.Data, dataRecord("evaluation", r.recipe.Evaluate, r.evaluation)...)
 	return nil
 }

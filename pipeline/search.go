@@ -516,7 +516,9 @@ func (f *finder) inOrder(ctx context.Context, levels []int) (float64, error) {
 			return nil, err
 		}
 		value := run.Evaluation.KL
-		if l := run.Evaluation.Language; l != nil {
+		if o := run.Evaluation.Outputs; o != nil {
+			value = *o.KL // fitness measures no others
+		} else if l := run.Evaluation.Language; l != nil {
 			if value = l.KL; f.asked.Fitness == "loss" {
 				value = l.Compressed.Loss
 			}

@@ -46,6 +46,11 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, f quantize.Factor
 	if err != nil {
 		return nil, err
 	}
+	of, in := f, *prob // as a term sees them
+	if m == nil && l.Compensate != nil {
+		in.Moments = white(prob)
+		of = quantize.NewFactors(in.Moments)
+	}
 	if l.hasTerm() {
 		before := s.Errors
 		again := func(ctx context.Context, target blas64.General) (*layer.Solution, error) {
@@ -53,18 +58,24 @@ func (c *compression) solve(ctx context.Context, l *PlanLayer, f quantize.Factor
 			next.Aim = target
 			return c.compressLayer(ctx, l, f, &next)
 		}
-		if s, _, err = lowrank.Solve(ctx, c.pool, f.Factors, prob, s, l.aim(), again, l.Compensate.Options); err != nil {
+		if s, _, err = lowrank.Solve(ctx, c.pool, of.Factors, &in, s, l.aim(), again, l.Compensate.Options); err != nil {
 			return nil, err
 		}
-		// A turn's own figures are of weights that a term belongs to.
-		e := &s.Errors
-		e.Base, e.Pruned, e.Soft, e.Bound = before.Solved, before.Pruned, before.Soft, 0
-		if l.Quantize == nil {
-			e.Pruned = before.Solved
+		if m == nil {
+			s.Errors = before // those of white inputs are none of the layer's
+		} else { // a turn's own figures are of weights that a term belongs to
+			e := &s.Errors
+			e.Base, e.Pruned, e.Soft, e.Bound = before.Solved, before.Pruned, before.Soft, 0
+			if l.Quantize == nil {
+				e.Pruned = before.Solved
+			}
 		}
 	}
-	if c.spectra != nil && l.hasBudget(c.recipe) {
-		if err := c.addSpectrum(ctx, l, f, prob, s); err != nil {
+	if l.starved { // what was measured is no error on data
+		s.Errors = layer.Errors{Damping: s.Errors.Damping}
+	}
+	if c.spectra != nil && l.hasBudget(c.recipe) && !l.starved {
+		if err := c.addSpectrum(ctx, l, of, &in, s); err != nil {
 			return nil, err
 		}
 	}

@@ -24,6 +24,7 @@ type stream struct {
 	readers []int  // by value: operations that have yet to read it
 	hold    func(*model.Tensor)
 	drop    func(*model.Tensor)
+	passes  map[int]int // for some operations, the value that stands for what they would write
 }
 
 func newStream(g *model.Graph, p *pool.Pool, w model.Weights, input *model.Tensor) *stream {
@@ -45,6 +46,11 @@ func (s *stream) step(ctx context.Context, i int) error {
 	if s.ran[i] {
 		return nil
 	}
+	if v, ok := s.passes[i]; ok {
+		s.finish(i, s.values[v])
+		s.release(v)
+		return nil
+	}
 	op := &s.graph.Ops[i]
 	in := make([]*model.Tensor, len(op.Inputs))
 	for j, v := range op.Inputs {
@@ -58,18 +64,34 @@ func (s *stream) step(ctx context.Context, i int) error {
 	return nil
 }
 
-// finish notes that operation i has run and gave out.
+// finish notes that operation i has run and gave out; nil where nothing has yet to
+// read what it would have given.
 func (s *stream) finish(i int, out *model.Tensor) {
 	op := &s.graph.Ops[i]
 	s.ran[i] = true
-	s.values[op.Output] = out
-	s.hold(out)
+	if out != nil {
+		s.values[op.Output] = out
+		s.hold(out)
+	}
 	for _, v := range op.Inputs {
-		if s.readers[v]--; s.readers[v] == 0 {
-			dropped := s.values[v]
-			s.values[v] = nil
-			s.drop(dropped)
-		}
+		s.release(v)
+	}
+}
+
+// release drops a value when its last reader is done with it.
+func (s *stream) release(v int) {
+	if s.readers[v]--; s.readers[v] == 0 && s.values[v] != nil {
+		dropped := s.values[v]
+		s.values[v] = nil
+		s.drop(dropped)
+	}
+}
+
+// pass lets values stand for what operations would write, before the first step.
+func (s *stream) pass(passes map[int]int) {
+	s.passes = passes
+	for _, v := range passes {
+		s.readers[v]++
 	}
 }
 
@@ -157,9 +179,12 @@ func (s *streams) advance(ctx context.Context, i int, changed []bool) error {
 }
 
 // adopt lets the compressed stream take the original's tensor where operation i
-// has given the same to both.
+// has given the same to both. It also takes the original's routing of tokens to
+// experts: the rows of an expert's inputs are then of the same tokens in both, and
+// G = X̃ᵀX pairs them.
 func (s *streams) adopt(ctx context.Context, i int, changed []bool) error {
-	if s.compressed.ran[i] || !s.same[i] || changed[i] {
+	routes := s.original.graph.Ops[i].Kind == model.Route
+	if s.compressed.ran[i] || !routes && (!s.same[i] || changed[i]) {
 		return nil
 	}
 	output := s.original.graph.Ops[i].Output
@@ -170,13 +195,17 @@ func (s *streams) adopt(ctx context.Context, i int, changed []bool) error {
 // stepCompressed runs operation i in the compressed stream unless it has run, and
 // divides what it gave where that is still to be done.
 func (s *streams) stepCompressed(ctx context.Context, i int) error {
+	output := s.compressed.graph.Ops[i].Output
+	if !s.compressed.ran[i] && s.compressed.readers[output] == 0 && output != s.compressed.graph.Output {
+		s.compressed.finish(i, nil) // a router, in the place of which the original's counts
+	}
 	if !s.compressed.ran[i] {
 		s.enter(StageCompressed)
 		if err := s.compressed.step(ctx, i); err != nil {
 			return err
 		}
 	}
-	return s.rescale(ctx, s.compressed.graph.Ops[i].Output)
+	return s.rescale(ctx, output)
 }
 
 // rescale divides the channels of a value that the compressed stream has come

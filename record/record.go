@@ -37,6 +37,8 @@ type Run struct {
 	Sequential string    `json:"sequential"`        // value or none
 	Search     *Search   `json:"search,omitempty"`  // nil where the recipe says what each layer gets
 	Removed    []Removed `json:"removed,omitempty"` // before anything else was done
+	// Experts is what experts saw of the calibration data; nil for a model without.
+	Experts *Experts `json:"experts,omitempty"`
 	// RemovedBytes is by how much Removed makes the source's tensors smaller.
 	RemovedBytes int64       `json:"removed_bytes,omitempty"`
 	Layers       []Layer     `json:"layers"` // in the order of the data
@@ -82,7 +84,7 @@ type Source struct {
 
 // Data is a set of samples that was used.
 type Data struct {
-	Role    string `json:"role"` // calibration, evaluation or search
+	Role    string `json:"role"` // calibration, moments (of layers' inputs, from elsewhere), evaluation or search
 	Path    string `json:"path"`
 	Format  string `json:"format"`
 	Samples int    `json:"samples"`
@@ -128,6 +130,34 @@ type Removed struct {
 	PlainRelativeError *float64 `json:"plain_relative_error,omitempty"`
 }
 
+// Experts is what the experts of a model saw of the calibration data, in the original
+// model, and what became of those that saw too little.
+type Experts struct {
+	Mixtures []Mixture `json:"mixtures"` // in the order of the data
+	// MinTokens is how many tokens an expert's layer was to see; where it is 0, so
+	// many for each of the layer's inputs.
+	MinTokens int    `json:"min_tokens,omitempty"`
+	PerInput  int    `json:"min_tokens_per_input,omitempty"`
+	Fallback  string `json:"fallback"` // what the others get: nearest or keep
+	// Layers are those that saw fewer and for which that is something else than
+	// what the recipe's rules say.
+	Layers []ExpertLayer `json:"layers,omitempty"`
+}
+
+// Mixture is a router with its experts. A token goes to several, so the sum of
+// Tokens is a multiple of how many there are.
+type Mixture struct {
+	Name   string  `json:"name"`
+	Block  int     `json:"block"`
+	Tokens []int64 `json:"tokens"` // by expert
+}
+
+// ExpertLayer is a layer of an expert that saw too few tokens.
+type ExpertLayer struct {
+	Layer string `json:"layer"`
+	Fallback
+}
+
 // Layer is one compressed layer.
 type Layer struct {
 	Name       string `json:"name"`   // as rules match it
@@ -162,6 +192,8 @@ type Layer struct {
 	RelativeError        *float64 `json:"relative_error,omitempty"`
 	NearestRelativeError *float64 `json:"nearest_relative_error,omitempty"`
 	SoftRelativeError    *float64 `json:"soft_relative_error,omitempty"`
+	// RelativeWeightError is ‖W − Ŵ‖²/‖W‖², where no data was used.
+	RelativeWeightError *float64 `json:"relative_weight_error,omitempty"`
 	// BoundRelativeError is what RelativeError cannot exceed, where the method's
 	// theory knows it: gpfq and spfq.
 	BoundRelativeError *float64 `json:"bound_relative_error,omitempty"`
@@ -253,6 +285,26 @@ type Evaluation struct {
 	// Language is what language models are compared by. Where it is there, only
 	// Samples of the fields above counts.
 	Language *LanguageEvaluation `json:"language,omitempty"`
+	// Outputs is what models are compared by that predict neither an image's class
+	// nor the next token. Where it is there, only Samples of the fields above counts.
+	Outputs *OutputEvaluation `json:"outputs,omitempty"`
+}
+
+// OutputEvaluation compares two models by their outputs alone, with nothing to hold
+// them against but each other.
+type OutputEvaluation struct {
+	// Task is token_classes (logits at each token, as a masked language model's),
+	// sequence_classes (logits for each sequence) or features (other numbers).
+	Task string `json:"task"`
+	Rows int64  `json:"rows"` // tokens, sequences or images that were compared
+
+	// Of logits: the mean over rows of KL(original ‖ compressed) in nats, and the
+	// percentage of rows where both models have the same largest one.
+	KL        *float64 `json:"kl,omitempty"`
+	Agreement *float64 `json:"agreement,omitempty"`
+	// RelativeError is, of features, the squared error of the compressed model's
+	// outputs over the energy of the original's.
+	RelativeError *float64 `json:"relative_error,omitempty"`
 }
 
 // LanguageEvaluation compares two language models by how they predict the same

@@ -64,7 +64,8 @@ type page struct {
 	Depth   depthChart
 	Largest []tensorRow
 	Worst   []layerRow
-	Search  *searchView // nil where no search was made
+	Experts *expertsView // nil for a model without
+	Search  *searchView  // nil where no search was made
 	Stages  []stageRow
 	Command string // of a shell, runs the recipe again
 
@@ -90,6 +91,7 @@ func newPage(run *record.Run) (*page, error) {
 		Title:   baseName(run.Source.Path),
 		Size:    newSizes(run),
 		Layers:  newLayerRows(run),
+		Experts: newExpertsView(run),
 		Search:  search,
 		Stages:  newStageRows(run),
 		Command: command(run),
@@ -101,7 +103,7 @@ func newPage(run *record.Run) (*page, error) {
 		p.HasSequences = p.HasSequences || d.Sequences > 0
 		p.HasLength = p.HasLength || d.Length > 0
 	}
-	p.Language = p.HasSequences || run.Evaluation != nil && run.Evaluation.Language != nil
+	p.Language = p.HasSequences && (run.Evaluation == nil || run.Evaluation.Outputs == nil) || run.Evaluation != nil && run.Evaluation.Language != nil
 	for _, k := range run.Kept {
 		p.HasChanged = p.HasChanged || k.Changed
 	}

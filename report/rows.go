@@ -54,6 +54,8 @@ func newHeadline(p *page) headline {
 		parts = append(parts, percent(p.Sparsity)+" of weights pruned")
 	}
 	switch e := p.Run.Evaluation; {
+	case e != nil && e.Outputs != nil:
+		parts, status = append(parts, outputsHeadline(e.Outputs)), worse(status, "plain")
 	case e == nil && p.Language:
 		parts, status = append(parts, "loss not measured"), worse(status, "plain")
 	case e == nil:

@@ -13,6 +13,7 @@ type columns struct {
 	Pruned, PrunedError, Layout         bool
 	LowRank, WithoutLowRank             bool
 	Error, Nearest, Soft, Bound, Codes  bool
+	WeightError                         bool
 	Unquantized, UnevenGrids, UnevenAim bool
 }
 
@@ -31,6 +32,7 @@ func newColumns(layers []layerRow) columns {
 		c.Error = c.Error || l.RelativeError != nil
 		c.Nearest = c.Nearest || l.NearestRelativeError != nil
 		c.Soft = c.Soft || l.SoftRelativeError != nil
+		c.WeightError = c.WeightError || l.RelativeWeightError != nil
 		c.Bound = c.Bound || l.BoundRelativeError != nil
 		c.Unquantized = c.Unquantized || l.Bits == 0
 		c.UnevenAim = c.UnevenAim || l.Aligned != layers[0].Aligned

@@ -22,6 +22,7 @@ func recipeFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "recipe", Aliases: []string{"r"}, Usage: "YAML `FILE` that says what to do (docs/recipes.md)"},
 		&cli.StringFlag{Name: "calibration", Usage: "`FILE` of calibration data in place of the recipe's, of the same format"},
+		&cli.StringFlag{Name: "moments", Usage: "`FILE` of moments of layers' inputs, taken elsewhere, in place of calibration"},
 		&cli.StringFlag{Name: "evaluate", Usage: "`FILE` of evaluation data in place of the recipe's, of the same format"},
 	}
 }
@@ -124,6 +125,11 @@ func readRecipe(c *cli.Context) (*pipeline.Recipe, error) {
 			return nil, err
 		}
 	}
+	if path := c.String("moments"); path != "" {
+		if err := recipe.SetMoments(path); err != nil {
+			return nil, err
+		}
+	}
 	for _, d := range []struct {
 		flag string
 		data **pipeline.Data
@@ -179,8 +185,11 @@ func printSummary(w io.Writer, run *record.Run, out string) error {
 		bytesText(run.Source.Bytes), bytesText(run.Output.WeightBytes), 100*run.Output.Ratio, bitsText(len(run.Layers), run.Output.AverageBits))
 	printRemovals(p, run)
 	printSteps(p, run)
+	printWeightErrors(p, run)
 	if e := run.Evaluation; e != nil && e.Language != nil {
 		printLanguage(p, e.Language)
+	} else if e != nil && e.Outputs != nil {
+		printOutputs(p, e)
 	} else if e != nil {
 		tied := ""
 		if e.Tied {
@@ -266,6 +275,27 @@ func printSteps(p func(string, ...any), run *record.Run) {
 	}
 }
 
+// printWeightErrors says what is known of layers that no data was used for.
+func printWeightErrors(p func(string, ...any), run *record.Run) {
+	var worst *record.Layer
+	var sum float64
+	n := 0
+	for i := range run.Layers {
+		l := &run.Layers[i]
+		if l.RelativeWeightError == nil {
+			continue
+		}
+		n++
+		sum += *l.RelativeWeightError
+		if worst == nil || *l.RelativeWeightError > *worst.RelativeWeightError {
+			worst = l
+		}
+	}
+	if n > 0 {
+		p("%-10s relative error of the weights themselves %.3g on average over %d layers, at most %.3g (%s)", "weights", sum/float64(n), n, *worst.RelativeWeightError, worst.Name)
+	}
+}
+
 func printLanguage(p func(string, ...any), l *record.LanguageEvaluation) {
 	p("%-10s %.4f → %.4f nats per token over %d tokens (perplexity %.3f → %.3f)", "loss",
 		l.Original.Loss, l.Compressed.Loss, l.Tokens, l.Original.Perplexity, l.Compressed.Perplexity)
@@ -282,6 +312,19 @@ func printLanguage(p func(string, ...any), l *record.LanguageEvaluation) {
 		kl = fmt.Sprintf("KL between %.4f and %.4f", l.KLBounds[0], l.KLBounds[1])
 	}
 	p("%-10s %.4f nats added%s, %s, %.2f %% of tokens agree", "outputs", l.LossIncrease, interval, kl, l.Agreement)
+}
+
+func printOutputs(p func(string, ...any), e *record.Evaluation) {
+	o := e.Outputs
+	if o.RelativeError != nil {
+		p("%-10s relative squared error %.3g of the features, %d rows of %d samples", "outputs", *o.RelativeError, o.Rows, e.Samples)
+		return
+	}
+	what := "tokens"
+	if o.Task == "sequence_classes" {
+		what = "sequences"
+	}
+	p("%-10s KL %.4f over %d %s, %.2f %% agree", "outputs", *o.KL, o.Rows, what, *o.Agreement)
 }
 
 func fallbackCount(run *record.Run) int {

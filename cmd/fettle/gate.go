@@ -29,6 +29,7 @@ missing or its files are not what its record says.
 			&cli.Float64Flag{Name: "max-loss-increase", DefaultText: "no limit", Usage: "most nats per token that a language model's loss may rise"},
 			&cli.Float64Flag{Name: "max-perplexity-ratio", DefaultText: "no limit", Usage: "most perplexity of a language model relative to the original's, such as 1.05"},
 			&cli.Float64Flag{Name: "max-kl", DefaultText: "no limit", Usage: "most KL divergence from the original's outputs, in nats"},
+			&cli.Float64Flag{Name: "max-output-error", DefaultText: "no limit", Usage: "most relative squared error of an encoder's features"},
 			&cli.Float64Flag{Name: "max-relative-error", DefaultText: "no limit", Usage: "most relative error of any layer on the calibration data"},
 			&cli.IntFlag{Name: "max-fallbacks", DefaultText: "no limit", Usage: "most times that a layer did not get what the recipe asked for"},
 		},
@@ -79,7 +80,7 @@ func budgetsOf(c *cli.Context) (gate.Budgets, error) {
 	}
 	for name, field := range map[string]**float64{
 		"max-accuracy-drop": &b.MaxAccuracyDrop, "max-loss-increase": &b.MaxLossIncrease, "max-perplexity-ratio": &b.MaxPerplexityRatio,
-		"max-kl": &b.MaxKL, "max-relative-error": &b.MaxRelativeError,
+		"max-kl": &b.MaxKL, "max-output-error": &b.MaxOutputError, "max-relative-error": &b.MaxRelativeError,
 	} {
 		if c.IsSet(name) {
 			v := c.Float64(name)

@@ -126,7 +126,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case is[*loader.FormatError](err), is[*layer.InputError](err), is[*prune.ValueError](err), errors.Is(err, loader.ErrNotFound), errors.Is(err, export.ErrCorrupt), is[*export.MethodError](err), is[*tokenizer.FormatError](err), is[*tokenizer.UnsupportedError](err), is[*tokenizer.TextError](err), is[*model.UnsupportedError](err), is[*model.TensorError](err), is[*model.ConfigError](err), is[*model.TokenError](err),
 		is[*dataset.Error](err), is[*evaluate.Error](err), is[*export.TensorError](err), is[*gate.InputError](err),
-		is[*pipeline.InputError](err), is[*fitness.Error](err), is[*fitness.LevelError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err), is[*scratch.Error](err),
+		is[*pipeline.InputError](err), is[*pipeline.MomentsError](err), is[*pipeline.ForwardError](err), is[*fitness.Error](err), is[*fitness.LevelError](err), is[*pipeline.OutputError](err), is[*pipeline.NonFiniteError](err), is[*pipeline.CacheError](err), is[*scratch.Error](err),
 		is[*fs.PathError](err):
 		return exitInput
 	}

@@ -29,7 +29,7 @@ type addedToken struct {
 	singleWord, lstrip, rstrip bool
 }
 
-func newAddedTokens(raw rawList, m *bpe, n normalizer) (*addedTokens, error) {
+func newAddedTokens(raw rawList, m *vocabulary, n normalizer) (*addedTokens, error) {
 	a := &addedTokens{
 		ids: map[string]uint32{}, contents: map[uint32]string{}, special: map[uint32]bool{},
 	}
@@ -45,7 +45,7 @@ func newAddedTokens(raw rawList, m *bpe, n normalizer) (*addedTokens, error) {
 	return a, nil
 }
 
-func (a *addedTokens) add(o *object, m *bpe, n normalizer) error {
+func (a *addedTokens) add(o *object, m *vocabulary, n normalizer) error {
 	t := addedToken{id: o.count("id"), singleWord: o.boolean("single_word"), lstrip: o.boolean("lstrip"), rstrip: o.boolean("rstrip")}
 	content, normalized, special := o.str("content"), o.boolean("normalized"), o.boolean("special")
 	if err := o.finish(); err != nil {
@@ -62,9 +62,9 @@ func (a *addedTokens) add(o *object, m *bpe, n normalizer) error {
 	}
 	// The reference goes by the vocabulary and the order, its port to JavaScript by
 	// the id in the file. Where they would differ, neither is right for sure.
-	want := uint32(len(m.vocab) + a.extra)
+	want := uint32(len(m.tokens) + a.extra)
 	inVocab := false
-	if id, ok := m.vocab[content]; ok {
+	if id, ok := m.ids[content]; ok {
 		want, inVocab = id, true
 	}
 	if t.id != want {

@@ -18,8 +18,7 @@ const (
 // starts as its characters, and the adjacent pair of lowest rank is merged until
 // no pair of the table is left.
 type bpe struct {
-	vocab  map[string]uint32
-	tokens map[uint32]string
+	*vocabulary
 	merges map[pair]merge
 	bytes  [256]int64 // ids of <0x00> to <0xFF>; −1: absent
 
@@ -38,14 +37,8 @@ type pair struct{ left, right uint32 }
 
 type merge struct{ rank, id uint32 }
 
-func newModel(path string, raw json.RawMessage, depth int) (*bpe, error) {
-	o, kind, err := newComponent(path, raw, depth)
-	if err != nil {
-		return nil, err
-	}
-	if kind != "BPE" {
-		return nil, &UnsupportedError{Where: path, What: fmt.Sprintf("the model %q", kind)}
-	}
+func newBPE(o *object) (*namedModel, error) {
+	path := o.path
 	var dropout float64
 	if o.scan("dropout", "a number", &dropout) && dropout != 0 {
 		o.fail(&UnsupportedError{Where: path, What: "dropout (random merges)"})
@@ -57,7 +50,7 @@ func newModel(path string, raw json.RawMessage, depth int) (*bpe, error) {
 	m.fuseUnk = o.boolOr("fuse_unk", false)
 	m.byteFallback = o.boolOr("byte_fallback", false)
 	m.ignoreMerges = o.boolOr("ignore_merges", false)
-	o.need("vocab", "an object of ids", &m.vocab)
+	ids := takeVocab(o)
 	merges := o.array("merges")
 	if err := o.finish(); err != nil {
 		return nil, err
@@ -65,35 +58,15 @@ func newModel(path string, raw json.RawMessage, depth int) (*bpe, error) {
 	if len(m.prefix)+len(m.suffix) > maxCachedPiece {
 		return nil, &UnsupportedError{Where: path, What: "a prefix and suffix of words over 256 bytes"}
 	}
-	if err := m.setVocab(path); err != nil {
+	var err error
+	if m.vocabulary, err = newVocabulary(path, ids); err != nil {
 		return nil, err
 	}
-	return m, m.setMerges(path, merges)
-}
-
-func (m *bpe) setVocab(path string) error {
-	m.tokens = make(map[uint32]string, len(m.vocab))
-	for token, id := range m.vocab {
-		if other, ok := m.tokens[id]; ok {
-			return &FormatError{Where: path + ".vocab", Problem: fmt.Sprintf("gives id %d to %q and to %q", id, min(token, other), max(token, other))}
-		}
-		m.tokens[id] = token
-	}
-	for b := range m.bytes {
-		m.bytes[b] = m.id(fmt.Sprintf("<0x%02X>", b))
-	}
+	m.bytes = m.byteIDs()
 	if m.unk != nil {
 		m.unkID = m.id(*m.unk)
 	}
-	return nil
-}
-
-// id is a token's id, −1 where there is none.
-func (m *bpe) id(token string) int64 {
-	if id, ok := m.vocab[token]; ok {
-		return int64(id)
-	}
-	return -1
+	return &namedModel{m, m.vocabulary}, m.setMerges(path, merges)
 }
 
 // setMerges reads merges as "a b" or ["a", "b"], all of one kind.
@@ -142,7 +115,7 @@ func (m *bpe) encode(piece string, ids []uint32) ([]uint32, error) {
 		return ids, nil
 	}
 	if m.ignoreMerges {
-		if id, ok := m.vocab[piece]; ok {
+		if id, ok := m.ids[piece]; ok {
 			return append(ids, id), nil
 		}
 	}
@@ -182,7 +155,7 @@ func (m *bpe) start(w *word, piece string) error {
 		if i == len(piece) && m.suffix != "" {
 			s += m.suffix
 		}
-		if id, ok := m.vocab[s]; ok {
+		if id, ok := m.ids[s]; ok {
 			if pending {
 				w.add(uint32(m.unkID))
 				pending = false

@@ -3,6 +3,7 @@ package tokenizer
 import (
 	"slices"
 	"unicode"
+	"unicode/utf8"
 )
 
 // A runeRange is a range of characters, both ends included.
@@ -57,6 +58,34 @@ func isPunctuation(r rune) bool {
 // isAccent is what StripAccents takes away.
 func isAccent(r rune) bool {
 	return unicode.IsMark(r) && !newMarks.has(r) || oldMarks.has(r)
+}
+
+// isNonspacing is what BertNormalizer takes for an accent: Mn.
+func isNonspacing(r rune) bool {
+	return r >= 0x300 && (unicode.Is(unicode.Mn, r) && !newMarks.has(r) && !newNonspacing.has(r) || oldNonspacing.has(r))
+}
+
+// isControl is what BertNormalizer cleans away: Cc, Cf, Co and U+FFFD, but not
+// what it takes for white space.
+func isControl(r rune) bool {
+	switch {
+	case r == '\t' || r == '\n' || r == '\r':
+		return false
+	case r == utf8.RuneError:
+		return true
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co) && !newFormats.has(r)
+}
+
+// isIdeograph is what BertNormalizer puts spaces around: the blocks of Han
+// characters that BERT's own tokenizer names.
+func isIdeograph(r rune) bool {
+	return r >= 0x3400 && ideographs.has(r)
+}
+
+var ideographs = ranges{
+	{0x3400, 0x4DBF}, {0x4E00, 0x9FFF}, {0xF900, 0xFAFF},
+	{0x20000, 0x2A6DF}, {0x2A700, 0x2B81F}, {0x2B920, 0x2CEAF}, {0x2F800, 0x2FA1F},
 }
 
 func lower(r rune) rune {

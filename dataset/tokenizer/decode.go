@@ -63,6 +63,35 @@ func buildDecoder(o *object, kind string, depth int) (decoder, bool) {
 		return eachToken(func(_ int, t string) (string, error) {
 			return stripChars(t, content, start, stop), nil
 		}), true
+	case "WordPiece":
+		prefix, clean := o.str("prefix"), o.boolean("cleanup")
+		return eachToken(func(i int, t string) (string, error) {
+			if i > 0 {
+				var inside bool
+				if t, inside = strings.CutPrefix(t, prefix); !inside {
+					t = " " + t
+				}
+			}
+			if clean {
+				t = cleanUp(t)
+			}
+			return t, nil
+		}), true
+	case "BPEDecoder":
+		suffix := o.str("suffix")
+		return func(tokens []string) ([]string, error) {
+			out := make([]string, len(tokens))
+			for i, t := range tokens {
+				space := " "
+				if i == len(tokens)-1 {
+					space = ""
+				}
+				out[i] = strings.ReplaceAll(t, suffix, space)
+			}
+			return out, nil
+		}, true
+	case "CTC":
+		return newCTC(o.str("pad_token"), o.str("word_delimiter_token"), o.boolean("cleanup")), true
 	case "Metaspace":
 		m := takeMetaspace(o)
 		return eachToken(func(i int, t string) (string, error) {
@@ -86,6 +115,42 @@ func eachToken(f func(i int, token string) (string, error)) decoder {
 		}
 		return out, nil
 	}
+}
+
+// newCTC joins what connectionist temporal classification says (Graves et al. 2006,
+// section 3.1): equal tokens in a row are one, and the blank goes.
+func newCTC(blank, space string, clean bool) decoder {
+	return func(tokens []string) ([]string, error) {
+		var out []string
+		for i, t := range tokens {
+			if i > 0 && t == tokens[i-1] {
+				continue
+			}
+			t = strings.ReplaceAll(t, blank, "")
+			if clean {
+				t = strings.ReplaceAll(cleanUp(t), space, " ")
+			}
+			if t != "" {
+				out = append(out, t)
+			}
+		}
+		return out, nil
+	}
+}
+
+// cleanUp takes away the spaces that English does not have. The pairs are taken
+// one after the other, each over the whole of a token.
+func cleanUp(t string) string {
+	if !strings.Contains(t, " ") {
+		return t
+	}
+	for _, c := range [...][2]string{
+		{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"},
+		{" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
+	} {
+		t = strings.ReplaceAll(t, c[0], c[1])
+	}
+	return t
 }
 
 // stripChars takes up to start times a character off the left and stop times off

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
 )
@@ -50,6 +51,14 @@ func buildNormalizer(o *object, kind string, depth int) (normalizer, bool) {
 		return rewriting(lowercase), true
 	case "StripAccents":
 		return rewriting(stripAccents), true
+	case "BertNormalizer":
+		return rewriting(takeBert(o).apply), true
+	case "Nmt":
+		return rewriting(nmt), true
+	case "ByteLevel":
+		return rewriting(toByteChars), true
+	case "Precompiled":
+		return takeCharsmap(o).normalize, true
 	case "Prepend":
 		s := o.str("prepend")
 		return func(p piece) (piece, error) { return p.prepend(s), nil }, true
@@ -97,6 +106,72 @@ func stripAccents(s string) string {
 	return strings.Map(func(r rune) rune {
 		if isAccent(r) {
 			return -1
+		}
+		return r
+	}, s)
+}
+
+// A bertNormalizer prepares text as BERT's own tokenizer does.
+type bertNormalizer struct {
+	clean, ideographs, accents, lower bool
+}
+
+func takeBert(o *object) bertNormalizer {
+	n := bertNormalizer{clean: o.boolean("clean_text"), ideographs: o.boolean("handle_chinese_chars"), lower: o.boolean("lowercase")}
+	n.accents = o.boolOr("strip_accents", n.lower)
+	return n
+}
+
+func (n bertNormalizer) apply(s string) string {
+	if n.clean {
+		s = strings.Map(func(r rune) rune {
+			switch {
+			case isControl(r):
+				return -1
+			case unicode.IsSpace(r):
+				return ' '
+			}
+			return r
+		}, s)
+	}
+	if n.ideographs && strings.IndexFunc(s, isIdeograph) >= 0 {
+		var b strings.Builder
+		for _, r := range s {
+			if !isIdeograph(r) {
+				b.WriteRune(r)
+				continue
+			}
+			b.WriteByte(' ')
+			b.WriteRune(r)
+			b.WriteByte(' ')
+		}
+		s = b.String()
+	}
+	if n.accents {
+		s = normalForm{form: norm.NFD, keep: newCanonical}.apply(s)
+		s = strings.Map(func(r rune) rune {
+			if isNonspacing(r) {
+				return -1
+			}
+			return r
+		}, s)
+	}
+	if n.lower {
+		s = lowercase(s)
+	}
+	return s
+}
+
+// nmt drops control characters and makes spaces of what looks like one, as
+// SentencePiece's rules nmt_nfkc do before NFKC.
+func nmt(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 0x01 && r <= 0x08, r == 0x0B, r >= 0x0E && r <= 0x1F, r == 0x7F, r == 0x8F, r == 0x9F:
+			return -1
+		case r == '\t', r == '\n', r == '\f', r == '\r', r == 0x1680, r >= 0x200B && r <= 0x200F,
+			r == 0x2028, r == 0x2029, r == '▁', r == 0xFEFF, r == utf8.RuneError:
+			return ' '
 		}
 		return r
 	}, s)

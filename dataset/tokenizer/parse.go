@@ -28,8 +28,8 @@ func parseTokenizer(data []byte) (*Tokenizer, error) {
 	if special := optional(o, "post_processor", newPostProcessor); special != nil {
 		t.template = *special
 	}
-	t.model = optional(o, "model", newModel)
-	if o.err == nil && t.model == nil {
+	model := optional(o, "model", newModel)
+	if o.err == nil && model == nil {
 		o.failf("model", "is missing")
 	}
 	var added rawList
@@ -37,7 +37,8 @@ func parseTokenizer(data []byte) (*Tokenizer, error) {
 	if err := o.finish(); err != nil {
 		return nil, err
 	}
-	t.added, err = newAddedTokens(added, t.model, t.normalize)
+	t.model, t.vocab = model.model, model.vocab
+	t.added, err = newAddedTokens(added, t.vocab, t.normalize)
 	if err != nil {
 		return nil, err
 	}
@@ -61,12 +62,18 @@ func newPostProcessor(path string, raw json.RawMessage, depth int) (*template, e
 		return nil, o.finish()
 	case "TemplateProcessing":
 		return newTemplate(o)
+	case "BertProcessing":
+		return newEnds(o)
+	case "RobertaProcessing":
+		o.boolOr("trim_offsets", true) // offsets are not kept
+		o.boolOr("add_prefix_space", true)
+		return newEnds(o)
 	case "Sequence":
 		var found *template
 		for _, t := range list(o, "processors", depth, newPostProcessor) {
 			if t != nil && found != nil {
 				// The reference takes the first one's pieces for a pair of texts.
-				o.fail(&UnsupportedError{Where: path, What: "a second TemplateProcessing"})
+				o.fail(&UnsupportedError{Where: path, What: "a second post-processor with special tokens"})
 			}
 			if t != nil {
 				found = t
@@ -75,6 +82,26 @@ func newPostProcessor(path string, raw json.RawMessage, depth int) (*template, e
 		return found, o.finish()
 	}
 	return nil, &UnsupportedError{Where: path, What: fmt.Sprintf("the post-processor %q", kind)}
+}
+
+// newEnds reads what BertProcessing and RobertaProcessing put before and after a
+// text: cls and sep, each ["token", id].
+func newEnds(o *object) (*template, error) {
+	end := func(key string) []uint32 {
+		var token *string
+		var id *uint32
+		pair := []any{&token, &id}
+		if o.need(key, `["token", id]`, &pair); o.err != nil {
+			return nil
+		}
+		if len(pair) != 2 || token == nil || id == nil {
+			o.failf(key, `is not ["token", id]`)
+			return nil
+		}
+		return []uint32{*id}
+	}
+	t := &template{before: end("cls"), after: end("sep")}
+	return t, o.finish()
 }
 
 // newTemplate reads TemplateProcessing. Its pair form is not used here.

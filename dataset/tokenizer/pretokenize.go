@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // A preTokenizer splits pieces further. Added tokens among them stay.
@@ -84,6 +85,27 @@ func buildPreTokenizer(o *object, kind string, depth int) (preTokenizer, bool) {
 		}), true
 	case "WhitespaceSplit":
 		return splitChars(unicode.IsSpace, removed), true
+	case "BertPreTokenizer":
+		words, marks := splitChars(unicode.IsSpace, removed), splitChars(isPunctuation, isolated)
+		return func(pieces []piece) ([]piece, error) {
+			pieces, err := words(pieces)
+			if err != nil {
+				return nil, err
+			}
+			return marks(pieces)
+		}, true
+	case "CharDelimiterSplit":
+		delimiter, _ := utf8.DecodeRuneInString(o.char("delimiter"))
+		return splitChars(func(r rune) bool { return r == delimiter }, removed), true
+	case "UnicodeScripts":
+		scripts := newScripts()
+		return each(func(out []piece, p piece) ([]piece, error) { return scripts.split(out, p), nil }), true
+	case "FixedLength":
+		length := uint64(5)
+		if o.scan("length", "a count", &length); length == 0 {
+			o.failf("length", "is 0")
+		}
+		return each(func(out []piece, p piece) ([]piece, error) { return splitLengths(out, p, length), nil }), true
 	case "Digits":
 		how := contiguous
 		if o.boolean("individual_digits") {
@@ -228,6 +250,19 @@ func splitWords(out []piece, p piece) []piece {
 		out = append(out, p.slice(begin, len(p.text)))
 	}
 	return out
+}
+
+// splitLengths gives pieces of so many characters, and the rest.
+func splitLengths(out []piece, p piece, length uint64) []piece {
+	begin, n := 0, uint64(0)
+	for i := range p.text {
+		if n == length {
+			out = append(out, p.slice(begin, i))
+			begin, n = i, 0
+		}
+		n++
+	}
+	return appendPiece(out, p.slice(begin, len(p.text)))
 }
 
 // A span is a part of a text: a match of a pattern or what is between two.

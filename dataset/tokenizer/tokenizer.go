@@ -1,8 +1,10 @@
 // Package tokenizer reads Hugging Face's tokenizer.json and turns text into
 // token ids and back, to the id as the reference implementation does.
 //
-// It knows byte-level BPE (GPT-2, Llama 3, Qwen2 and their kin) and BPE over
-// SentencePiece pieces with byte fallback (Llama 2, Mistral). What it does not
+// It knows byte-level BPE (GPT-2, Llama 3, Qwen2 and their kin), BPE over
+// SentencePiece pieces with byte fallback (Llama 2, Mistral), Unigram (T5, XLM-R,
+// ALBERT), WordPiece (BERT) and WordLevel, with every normalizer, pre-tokenizer,
+// post-processor and decoder of the reference (tokenizers 0.23). What it does not
 // know it refuses: a component, an option or a piece of regular expression
 // syntax without an exact counterpart here gives an [UnsupportedError] that
 // names it when the file is opened, never other ids.
@@ -16,9 +18,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"strings"
 )
 
@@ -38,17 +38,23 @@ func (e *UnsupportedError) Error() string {
 	return fmt.Sprintf("tokenizer: %s: %s is not supported; tokenize with another program and give fettle the ids (.u16, .u32, .npy)", e.Where, e.What)
 }
 
-// A FormatError says that a tokenizer.json is broken.
+// A FormatError says that a tokenizer.json, or another file of the vocabulary, is
+// broken.
 type FormatError struct {
+	File    string // its name; empty: tokenizer.json
 	Where   string // path in the file; empty for the file itself
 	Problem string
 }
 
 func (e *FormatError) Error() string {
-	if e.Where == "" {
-		return "tokenizer: tokenizer.json " + e.Problem
+	file := e.File
+	if file == "" {
+		file = "tokenizer.json"
 	}
-	return fmt.Sprintf("tokenizer: tokenizer.json: %s %s", e.Where, e.Problem)
+	if e.Where == "" {
+		return "tokenizer: " + file + " " + e.Problem
+	}
+	return fmt.Sprintf("tokenizer: %s: %s %s", file, e.Where, e.Problem)
 }
 
 // A TextError says that a text or a list of ids has no encoding or decoding with
@@ -71,13 +77,17 @@ type Tokenizer struct {
 	added       *addedTokens
 	normalize   normalizer   // nil: text stays as it is
 	preTokenize preTokenizer // nil: one piece
-	model       *bpe
+	model       model
+	vocab       *vocabulary
 	template    template
 	decode      decoder // nil: tokens joined by spaces
 	bare        bool    // puts nothing before a text
 }
 
-// Open reads a tokenizer.json, or the one in a folder.
+// Open reads a tokenizer.json, or the one in a folder. A folder without one may
+// have BERT's vocab.txt, or vocab.json and merges.txt as GPT-2, RoBERTa and Qwen2
+// have them, with tokenizer_config.json or config.json saying whose they are; Hash is
+// then that of the tokenizer.json that fettle makes of them.
 //
 // Errors: those of the file system, *FormatError, *UnsupportedError.
 func Open(path string) (*Tokenizer, error) {
@@ -85,19 +95,15 @@ func Open(path string) (*Tokenizer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tokenizer: %w", err)
 	}
+	var t *Tokenizer
 	if info.IsDir() {
-		path = filepath.Join(path, "tokenizer.json")
+		t, err = openFolder(path)
+	} else {
+		var data []byte
+		if data, err = readFile(path); err == nil {
+			t, err = Parse(data)
+		}
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("tokenizer: %w", err)
-	}
-	defer func() { _ = f.Close() }() // only read
-	data, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("tokenizer: reading %s: %w", path, err)
-	}
-	t, err := Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -232,7 +238,7 @@ func (t *Tokenizer) Decode(ids []uint32, skipSpecial bool) (string, error) {
 // VocabSize is the number of tokens, with added tokens. A model's embedding may
 // have more rows.
 func (t *Tokenizer) VocabSize() int {
-	return len(t.model.vocab) + t.added.extra
+	return len(t.vocab.tokens) + t.added.extra
 }
 
 // ID gives a token's id: an added token's, else one of the vocabulary.
@@ -240,7 +246,7 @@ func (t *Tokenizer) ID(token string) (uint32, bool) {
 	if id, ok := t.added.ids[token]; ok {
 		return id, true
 	}
-	id, ok := t.model.vocab[token]
+	id, ok := t.vocab.ids[token]
 	return id, ok
 }
 
@@ -249,7 +255,7 @@ func (t *Tokenizer) Token(id uint32) (string, bool) {
 	if token, ok := t.added.contents[id]; ok {
 		return token, true
 	}
-	token, ok := t.model.tokens[id]
+	token, ok := t.vocab.tokens[id]
 	return token, ok
 }
 

@@ -110,14 +110,12 @@ func TestUnsupportedIsNamed(t *testing.T) {
 		return fmt.Sprintf(`{"type":"Split","pattern":{"Regex":%q},"behavior":"Isolated","invert":false}`, regex)
 	}
 	for _, c := range []struct{ part, json, where, what string }{
-		{"model", `{"type":"Unigram","vocab":[]}`, "model", `"Unigram"`},
-		{"model", `{"type":"WordPiece","vocab":{}}`, "model", `"WordPiece"`},
-		{"model", `{"type":"WordLevel","vocab":{}}`, "model", `"WordLevel"`},
+		{"model", `{"type":"Morphemes","vocab":[]}`, "model", `"Morphemes"`},
+		{"model", `{"type":"Unigram","vocab":[],"alpha":0.1}`, "model", "alpha"},
 		{"model", `{"type":"BPE","vocab":{},"merges":[],"dropout":0.1}`, "model", "dropout"},
 		{"model", `{"type":"BPE","vocab":{},"merges":[],"new_option":true}`, "model", "new_option"},
-		{"normalizer", `{"type":"Precompiled","precompiled_charsmap":""}`, "normalizer", "Precompiled"},
-		{"normalizer", `{"type":"Sequence","normalizers":[{"type":"NFC"},{"type":"BertNormalizer"}]}`, "normalizer.normalizers[1]", "BertNormalizer"},
-		{"pre_tokenizer", `{"type":"UnicodeScripts"}`, "pre_tokenizer", "UnicodeScripts"},
+		{"normalizer", `{"type":"Sequence","normalizers":[{"type":"NFC"},{"type":"Titlecase"}]}`, "normalizer.normalizers[1]", "Titlecase"},
+		{"pre_tokenizer", `{"type":"Syllables"}`, "pre_tokenizer", "Syllables"},
 		{"pre_tokenizer", `{"type":"Whitespace","extra":1}`, "pre_tokenizer", "extra"},
 		{"pre_tokenizer", `{"type":"Punctuation","behavior":"Sideways"}`, "pre_tokenizer", "Sideways"},
 		{"pre_tokenizer", `{"type":"Metaspace","replacement":"_","prepend_scheme":"last"}`, "pre_tokenizer", "last"},
@@ -129,9 +127,8 @@ func TestUnsupportedIsNamed(t *testing.T) {
 		{"pre_tokenizer", split(`(?i:strasse)`), "pre_tokenizer.pattern", "ss"},
 		{"pre_tokenizer", split(`(?i:\p{L})`), "pre_tokenizer.pattern", `\p{L}`},
 		{"pre_tokenizer", split(`a(?m)b`), "pre_tokenizer.pattern", "(?m)"},
-		{"decoder", `{"type":"CTC"}`, "decoder", "CTC"},
-		{"decoder", `{"type":"WordPiece"}`, "decoder", "WordPiece"},
-		{"post_processor", `{"type":"BertProcessing"}`, "post_processor", "BertProcessing"},
+		{"decoder", `{"type":"Transducer"}`, "decoder", "Transducer"},
+		{"post_processor", `{"type":"PairProcessing"}`, "post_processor", "PairProcessing"},
 		{"post_processor", `{"type":"TemplateProcessing","single":[],"pair":[],"special_tokens":{}}`, "post_processor.single", "0 times"},
 		{"version", `"2.0"`, "version", "2.0"},
 		{"something", `{}`, "the file", "something"},
@@ -403,7 +400,7 @@ func TestMergeAgainstBruteForce(t *testing.T) {
 
 // A long run of one letter is no trouble: time grows as n log n.
 func TestLongRun(t *testing.T) {
-	for _, name := range []string{"gpt2", "llama3", "llama2", "o200k"} {
+	for _, name := range []string{"gpt2", "llama3", "llama2", "o200k", "unigram_bytes", "t5", "bert"} {
 		tok := testTokenizer(t, name)
 		for _, part := range []string{"a", "\u0301", " ", "the"} {
 			text := strings.Repeat(part, 1<<20/len(part))

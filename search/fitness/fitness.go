@@ -298,13 +298,8 @@ func newSite(g *model.Graph, ops []int) (site, error) {
 
 // liveNumbers returns the most numbers of one row that are needed at once.
 func liveNumbers(g *model.Graph, lastUse []int) int {
-	width := func(v int) int {
-		n := 1
-		for _, d := range g.Values[v].Shape {
-			n *= d
-		}
-		return n
-	}
+	numbers := g.RowNumbers()
+	width := func(v int) int { return numbers[v] }
 	live := width(g.Input)
 	most := live
 	for i := range g.Ops {

@@ -186,9 +186,9 @@ func vision(t testing.TB, name string) *subject {
 	return s
 }
 
-// language has a gene for each fusion group or layer, the embedding with its tied
+// decoder has a gene for each fusion group or layer, the embedding with its tied
 // head, and one for each sublayer.
-func language(t testing.TB, folder string, stem string, documents, longest int) *subject {
+func decoder(t testing.TB, folder string) *subject {
 	t.Helper()
 	config, err := os.ReadFile(filepath.Join(folder, "config.json"))
 	if err != nil {
@@ -226,12 +226,37 @@ func language(t testing.TB, folder string, stem string, documents, longest int) 
 			continue
 		}
 		for _, i := range one.Ops {
-			if i+1 < len(g.Ops) && g.Ops[i+1].Kind == model.Add {
+			sums := slices.ContainsFunc(g.Readers(g.Ops[i].Output), func(r int) bool {
+				return slices.Contains([]model.OpKind{model.Add, model.Combine, model.ScaleRows}, g.Ops[r].Kind)
+			})
+			if sums && g.Ops[i].IsLayer() {
 				s.silent[len(s.model.Genes)] = append(s.silent[len(s.model.Genes)], g.Ops[i].Weight)
 			}
 		}
 		s.model.Genes = append(s.model.Genes, Gene{Site: one.Ops})
 	}
+	return s
+}
+
+// mixture is a mixture of experts with random sequences; a gene for its routers too.
+func mixture(t testing.TB) *subject {
+	s := decoder(t, "../../model/testdata/qwen2-moe")
+	s.name = "mixture"
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 12 {
+		doc := make([]uint32, 2+r.IntN(20))
+		for i := range doc {
+			doc[i] = uint32(r.IntN(37))
+		}
+		s.data.Sequences = append(s.data.Sequences, doc)
+	}
+	return s
+}
+
+// language is a decoder with sequences from files.
+func language(t testing.TB, folder string, stem string, documents, longest int) *subject {
+	t.Helper()
+	s := decoder(t, folder)
 	raw, err := os.ReadFile(filepath.Join(folder, stem+".u16"))
 	if err != nil {
 		t.Fatal(err)
@@ -260,7 +285,7 @@ func story(t testing.TB) *subject {
 }
 
 func subjects(t testing.TB) []*subject {
-	return []*subject{vision(t, "mlp"), vision(t, "resnet8"), story(t)}
+	return []*subject{vision(t, "mlp"), vision(t, "resnet8"), story(t), mixture(t)}
 }
 
 func (s *subject) evaluator(t testing.TB, workers int, space *scratch.Space, o Options) *Evaluator {

@@ -15,10 +15,11 @@ type samples struct {
 	sequences [][]uint32
 	total     int // images, or tokens to predict
 	outputs   int // logits
+	ahead     int // of a sequence, last rows that count nowhere: 1 where rows predict the next token
 }
 
 // item is an image, or a document's first rows tokens, all but the last of which
-// predict the next.
+// predict the next, or all of which have an output of their own.
 type item struct {
 	index, rows int
 	whole       bool
@@ -29,7 +30,7 @@ func (s *samples) language() bool { return s.images == nil }
 // counted returns how many samples an item is.
 func (s *samples) counted(i item) int {
 	if s.language() {
-		return i.rows - 1
+		return i.rows - s.ahead
 	}
 	return 1
 }
@@ -45,6 +46,15 @@ func newSamples(g *model.Graph, d Data, m Measure) (samples, error) {
 	case language != s.language():
 		return s, problem("sequences of tokens for a model of images")
 	}
+	if g.Task != "" && g.Task != model.TokenClasses {
+		return s, problem("the model gives %s for a sequence or an image, and a search measures logits of tokens or images: give its rules without a search", g.Task)
+	}
+	if g.Task != "" && m == Loss {
+		return s, problem("the model predicts no next token, so there is no loss: measure kl or topk-kl")
+	}
+	if g.Task == "" {
+		s.ahead = 1
+	}
 	shape := g.Values[g.Output].Shape
 	s.outputs = shape[len(shape)-1]
 	if len(shape) != 1 {
@@ -58,13 +68,13 @@ func newSamples(g *model.Graph, d Data, m Measure) (samples, error) {
 	}
 	for i, ids := range d.Sequences {
 		for at, id := range ids {
-			if int64(id) >= int64(s.outputs) {
+			if g.Task == "" && int64(id) >= int64(s.outputs) {
 				return s, problem("token %d of sequence %d has id %d, but the model predicts %d: the ids are of another tokenizer", at, i, id, s.outputs)
 			}
 		}
-		if len(ids) > 1 {
+		if len(ids) > s.ahead {
 			s.sequences = append(s.sequences, ids)
-			s.total += len(ids) - 1
+			s.total += len(ids) - s.ahead
 		}
 	}
 	if s.total == 0 {
@@ -125,7 +135,7 @@ func (s *samples) draw(n int, seed uint64) ([]item, error) {
 		one := item{index: order[i], rows: 1, whole: true}
 		if s.language() {
 			length := len(s.sequences[one.index])
-			one.rows = min(length, left+1)
+			one.rows = min(length, left+s.ahead)
 			one.whole = one.rows == length
 		}
 		left -= s.counted(one)
@@ -136,6 +146,9 @@ func (s *samples) draw(n int, seed uint64) ([]item, error) {
 
 // target returns the label, or the token that follows a row.
 func (s *samples) target(i item, row int) int {
+	if s.language() && s.ahead == 0 {
+		return -1
+	}
 	if s.language() {
 		return int(s.sequences[i.index][row+1])
 	}

@@ -5,8 +5,8 @@
 //
 // MODULES is a node_modules folder with `tokenizers`, the reference's own binding,
 // or `@huggingface/tokenizers`, the port. An answer has ids and decoded texts of
-// the reference, and the ids of the port; null where that package is not there,
-// and where the port gives an error. A job {patterns: [...], texts: [...]} asks for
+// each; null where that package is not there, and where the port gives an error or
+// does not know a component. The port is not asked with {alone: true}. A job {patterns: [...], texts: [...]} asks for
 // the pieces in which each regular expression cuts each text.
 const fs = require('fs');
 const path = require('path');
@@ -33,7 +33,7 @@ async function answer(job) {
   if (job.patterns) {
     return { pieces: reference && job.patterns.map((p) => pieces(p, job.texts)) };
   }
-  const out = { reference: null, decoded: null, port: null };
+  const out = { reference: null, decoded: null, port: null, portDecoded: null };
   if (reference) {
     const t = reference.Tokenizer.fromString(JSON.stringify(job.file));
     out.reference = [];
@@ -44,15 +44,22 @@ async function answer(job) {
       out.decoded.push(ids.length > 0 ? await t.decode(ids, false) : '');
     }
   }
-  if (port) {
-    const t = new port.Tokenizer(job.file, {});
-    out.port = job.texts.map((text) => {
-      try {
-        return t.encode(text).ids;
-      } catch {
-        return null;
-      }
-    });
+  if (port && !job.alone) {
+    try {
+      const t = new port.Tokenizer(job.file, {});
+      const pairs = job.texts.map((text) => {
+        try {
+          const ids = t.encode(text).ids;
+          return [ids, t.decode(ids, { skip_special_tokens: false, clean_up_tokenization_spaces: false })];
+        } catch {
+          return [null, ''];
+        }
+      });
+      out.port = pairs.map((p) => p[0]);
+      out.portDecoded = pairs.map((p) => p[1]);
+    } catch {
+      // It does not know each component.
+    }
   }
   return out;
 }

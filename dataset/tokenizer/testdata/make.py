@@ -13,8 +13,10 @@ Only the standard library is needed; the same input gives the same files.
 import base64
 import collections
 import json
+import math
 import os
 import re
+import struct
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -184,6 +186,125 @@ def models():
     return out
 
 
+def scored(words):
+    """Tokens with log probabilities: substrings by how often they come. Rounded, so
+    that cuts tie."""
+    counts = collections.Counter()
+    for w, n in words.items():
+        for i in range(len(w)):
+            for j in range(i + 1, min(len(w), i + 8) + 1):
+                counts[w[i:j]] += n
+    total = sum(counts.values())
+    kept = [t for t in counts if len(t) == 1 and counts[t] > 1 or counts[t] > 3]
+    return [[t, round(math.log(counts[t] / total), 1)] for t in sorted(kept, key=lambda t: (-counts[t] * len(t), t))[:700]]
+
+
+def unigrams():
+    out = {}
+    words = collections.Counter("▁" + w for w in CORPUS.split())
+    tokens = [t for t in scored(words) if ord(max(t[0])) < 0x3000]
+    names = ["<0x%02X>" % b for b in range(256)]
+
+    def unigram(first, unk, more=(), **options):
+        model = {"type": "Unigram", "unk_id": unk}
+        model.update(options)
+        model["vocab"] = [[t, 0.0] for t in first] + tokens + [[t, s] for t, s in more]
+        return model
+
+    extra = [["<extra_id_%d>" % i, 0.0] for i in range(3)]
+    out["unigram_t5"] = unigram(["<pad>", "</s>", "<unk>"], 2, extra)
+    out["unigram_xlmr"] = unigram(["<s>", "<pad>", "</s>", "<unk>"], 3, [["<mask>", 0.0]], byte_fallback=False)
+    out["unigram_albert"] = unigram(["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"], 1)
+    out["unigram_bytes"] = unigram(["<unk>", "<s>", "</s>"], 0, [[t, -20.0] for t in names], byte_fallback=True)
+    # Without some of the bytes, and with a token twice.
+    out["unigram_some"] = unigram(["<unk>"], 0, [[t, 0.0] for t in names if not re.match("<0x[C-E].>", t)] + [["the", -1.5]],
+                                  byte_fallback=True)
+    # Every token as good as every other, and the longer ones worse than the sum.
+    ties = ["<unk>", "a", "b", "c", "ab", "bc", "abc", "aa", "aaa", "the", "th", "he", "t", "h", "e", " ", "  ", "é", "😀"]
+    out["unigram_ties"] = {"type": "Unigram", "unk_id": 0, "vocab": [[t, -1.0] for t in ties], "byte_fallback": False}
+    out["unigram_sums"] = {"type": "Unigram", "unk_id": 0, "vocab": [[t, -1.0 * len(t)] for t in ties], "byte_fallback": False}
+    return out
+
+
+def wordpieces():
+    out = {}
+    for name, text in [("lower", CORPUS.lower()), ("cased", CORPUS)]:
+        words = collections.Counter(re.findall(r"\w+|[^\w\s]", text))
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        whole = sorted(w for w in words if words[w] > 1)
+        chars = sorted({c for w in words for c in w if ord(c) < 0x3000 or words[c] > 0})
+        parts = collections.Counter()
+        for w, n in words.items():
+            for size in (2, 3, 4):
+                for i in range(len(w) - size + 1):
+                    parts[("##" if i else "") + w[i:i + size]] += n
+        parts = sorted(t for t in parts if parts[t] > 3)
+        vocab = {}
+        for t in tokens + chars + ["##" + c for c in chars] + whole + parts:
+            vocab.setdefault(t, len(vocab))
+        out["wordpiece_" + name] = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                                    "max_input_chars_per_word": 100, "vocab": vocab}
+    short = {t.replace("##", "__"): i for t, i in out["wordpiece_lower"]["vocab"].items()}
+    out["wordpiece_short"] = dict(out["wordpiece_lower"], max_input_chars_per_word=6, continuing_subword_prefix="__", vocab=short)
+    bare = {}
+    for t in ["[UNK]"] + [c for c in "abcdefghijklmnopqrstuvwxyz .,"] + ["th", "the", "in", "ing", "er", "##a"]:
+        bare[t] = len(bare)
+    out["wordpiece_bare"] = dict(out["wordpiece_lower"], continuing_subword_prefix="", vocab=bare)
+    words = collections.Counter(re.findall(r"\w+|[^\w\s]+", CORPUS))
+    level = {"<unk>": 0}
+    for w in sorted(words):
+        level.setdefault(w, len(level))
+    out["wordlevel"] = {"type": "WordLevel", "vocab": level, "unk_token": "<unk>"}
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|"] + list("ETAOINHSRDLUMWCFGYPBVK'XJQZ")
+    out["wordlevel_letters"] = {"type": "WordLevel", "vocab": {t: i for i, t in enumerate(letters)}, "unk_token": "<unk>"}
+    return out
+
+
+def charsmap(rules):
+    """SentencePiece's compiled rules: a double array of UTF-8 strings (the format of
+    Darts-clone) and the replacements."""
+    blob, places = b"", {}
+    for r in sorted(set(rules.values())):
+        places[r] = len(blob)
+        blob += r.encode() + b"\0"
+    trie = {}
+    for k, r in rules.items():
+        node = trie
+        for b in k.encode():
+            node = node.setdefault(b, {})
+        node[0] = places[r]
+    units, used = {}, set()
+
+    def put(node, at):
+        """Lays out the children of the node whose unit is at a place."""
+        base = 1
+        while (base ^ at) >= 1 << 21 or base in used or any((base ^ b) in units for b in node):
+            base += 1
+        used.add(base)
+        for b in node:
+            units[base ^ b] = 0
+        for b, child in node.items():
+            units[base ^ b] = child | 1 << 31 if b == 0 else b
+        offset = base ^ at
+        units[at] |= offset << 10 | (1 << 8 if 0 in node else 0)
+        for b, child in node.items():
+            if b:
+                put(child, base ^ b)
+
+    units[0] = 0
+    put(trie, 0)
+    size = (max(units) // 256 + 1) * 256
+    array = [units.get(i, 0) for i in range(size)]
+    return base64.b64encode(struct.pack("<I", 4 * size) + struct.pack("<%dI" % size, *array) + blob).decode()
+
+
+# What SentencePiece's nmt_nfkc has for a few characters, and rules that a shorter
+# one hides or that a cluster takes as a whole.
+RULES = {"\t": " ", "\n": " ", "\r": " ", "\x01": "", "\x7f": "", "\u00a0": " ", "\u3000": " ", "\u200b": " ", "\u200d": " ", "\ufeff": "",
+         "ﬁ": "fi", "①": "1", "½": "1⁄2", "…": "...", "Å": "Å", "\u212a": "K", "ａ": "a", "ｶ": "カ", "e\u0301": "é", "a\u0308": "ä",
+         "가": "ga", "ﷺ": "صلى الله عليه وسلم", "ab": "X", "q": "", "²": "2", "\u0e33": "ํา", "\r\n": "|", "e\u0301\u0323": "E"}
+
+
 def added(content, special=True, normalized=False, single_word=False, lstrip=False, rstrip=False):
     return {"content": content, "single_word": single_word, "lstrip": lstrip, "rstrip": rstrip,
             "normalized": normalized, "special": special}
@@ -279,7 +400,77 @@ def configs():
         added("<plain>"), added("<Norm>", normalized=True), added("<left>", lstrip=True), added("<right>", rstrip=True),
         added("<both>", lstrip=True, rstrip=True), added("word", single_word=True), added("<|a|>"), added("<|a|>b"),
         added("NORMLEFT", special=False, normalized=True, lstrip=True, rstrip=True), added("  ", special=False)])
+    unigram_configs(add)
+    wordpiece_configs(add)
     return out
+
+
+def metaspace(scheme, cut=True):
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": cut}
+
+
+def template_around(before, after):
+    single = [{"SpecialToken": {"id": n, "type_id": 0}} for n in before] + [{"Sequence": {"id": "A", "type_id": 0}}]
+    single += [{"SpecialToken": {"id": n, "type_id": 0}} for n in after]
+    return {"type": "TemplateProcessing", "single": single, "pair": single + [{"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {n: {"id": n, "ids": [n], "tokens": [n]} for n in before + after}}
+
+
+def unigram_configs(add):
+    rules = {"type": "Precompiled", "precompiled_charsmap": charsmap(RULES)}
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    words = {"type": "WhitespaceSplit"}
+    special = [added(t) for t in ["<pad>", "</s>", "<unk>"]]
+    add("t5", "unigram_t5", rules, sequence("pretokenizers", words, metaspace("always")), template_around([], ["</s>"]), metaspace("always"),
+        special + [added("<extra_id_%d>" % i) for i in range(3)])
+    add("t5_new", "unigram_t5", sequence("normalizers", rules, {"type": "Strip", "strip_left": False, "strip_right": True}, spaces),
+        metaspace("always"), template_around([], ["</s>"]), metaspace("always"), special)
+    add("xlmr", "unigram_xlmr", rules, sequence("pretokenizers", words, metaspace("always")), template_around(["<s>"], ["</s>"]),
+        metaspace("always"), [added(t) for t in ["<s>", "<pad>", "</s>", "<unk>"]] + [added("<mask>", lstrip=True)])
+    add("albert", "unigram_albert",
+        sequence("normalizers", {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
+                 {"type": "Replace", "pattern": {"String": "''"}, "content": '"'}, {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"},
+                 rules, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}),
+        sequence("pretokenizers", words, metaspace("always")), template_around(["[CLS]"], ["[SEP]"]), metaspace("always"),
+        [added(t) for t in ["<pad>", "<unk>", "[CLS]", "[SEP]"]] + [added("[MASK]", lstrip=True)])
+    add("unigram_bytes", "unigram_bytes", None, metaspace("first", False), None, PIECES_DECODER, CONTROL)
+    add("unigram_some", "unigram_some", {"type": "Nmt"}, metaspace("first"), None, PIECES_DECODER)
+    add("unigram_old", "unigram_t5", {"type": "NFKC"}, {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "str_rep": "▁"},
+        None, {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "str_rep": "▁"}, known=True)
+    add("unigram_rules_first", "unigram_bytes", rules, metaspace("first"), None, metaspace("first"))
+    add("unigram_ties", "unigram_ties", known=True)
+    add("unigram_sums", "unigram_sums", {"type": "NFC"}, {"type": "UnicodeScripts"}, None, {"type": "Fuse"})
+    add("unigram_scripts", "unigram_bytes", None, sequence("pretokenizers", {"type": "UnicodeScripts"}, metaspace("always")), None, PIECES_DECODER)
+
+
+def wordpiece_configs(add):
+    special = [added(t) for t in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]]
+
+    def bert(clean=True, chinese=True, accents=None, lower=True):
+        return {"type": "BertNormalizer", "clean_text": clean, "handle_chinese_chars": chinese, "strip_accents": accents, "lowercase": lower}
+
+    def ends(cls, sep, **more):
+        return dict(more, cls=cls, sep=sep)
+
+    words = {"type": "BertPreTokenizer"}
+    pieces = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    add("bert", "wordpiece_lower", bert(), words, template_around(["[CLS]"], ["[SEP]"]), pieces, special, known=True)
+    add("bert_cased", "wordpiece_cased", bert(lower=False), words, ends("[CLS]", "[SEP]", type="BertProcessing"), pieces, special, known=True)
+    add("bert_none", "wordpiece_cased", bert(False, False, False, False), words, None, dict(pieces, cleanup=False))
+    add("bert_accents", "wordpiece_cased", bert(False, True, True, False), words, None, dict(pieces, prefix="#"))
+    add("bert_lower", "wordpiece_lower", bert(True, False, False, True), words)
+    add("wordpiece_short", "wordpiece_short", bert(), {"type": "Whitespace"}, None, dict(pieces, prefix="__"), special[1:2])
+    add("wordpiece_bare", "wordpiece_bare", {"type": "Lowercase"}, {"type": "FixedLength", "length": 7}, None, dict(pieces, prefix=""))
+    add("fixed_default", "wordpiece_lower", None, {"type": "FixedLength"}, None, {"type": "Fuse"})
+    add("levels", "wordlevel", None, {"type": "Whitespace"}, None, None, [added("<unk>")])
+    add("delimiter", "wordlevel", {"type": "ByteLevel"}, {"type": "CharDelimiterSplit", "delimiter": "e"}, None, byte_level())
+    add("ctc", "wordlevel_letters", {"type": "Replace", "pattern": {"String": " "}, "content": "|"}, split("", "Isolated", False, "Regex"), None,
+        {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}, [added("<pad>"), added("<s>")])
+    add("ctc_raw", "wordlevel_letters", {"type": "Replace", "pattern": {"String": " "}, "content": "|"}, split(".", "Isolated", False, "Regex"), None,
+        {"type": "CTC", "pad_token": "<unk>", "word_delimiter_token": "|", "cleanup": False})
+    add("roberta", "bytes", None, byte_level(), ends("!", '"', type="RobertaProcessing", trim_offsets=True, add_prefix_space=False),
+        byte_level(), [added("<mask>", lstrip=True)], known=True)
+    add("bpe_decoder", "suffix", {"type": "Lowercase"}, byte_level(), None, {"type": "BPEDecoder", "suffix": "</w>"})
 
 
 TEXTS = [
@@ -297,15 +488,22 @@ TEXTS = [
     "  <left>  <right>  <both>  x<both>y <plain> z<plain>  ", "word words sword word. wordword wörd word_ word", "<norm><Norm> <NORM> <|a|>b<|a|>c <|A|>",
     " normleft  NORMLEFT normleft\n x", "<mask> a <mask>b<pad>  <pad>", "İSTANBUL ŞEHİR ẞ ǅ", "a b", "    x", "x    ", "\u3000x  y", "the thethe ThE then\nthe\n",
     "Mostly kind sky SKI sk ſk \u212a", "a.b.c 12.5e10 aeiou xyz.", "K\u0301\u0301" + "\u0323" * 40 + "b", "abc\n", "abc\n\ndef\n\n", "\ufffd?",
+    "It is n't , do not ' you 've . ? !", "[CLS] a[SEP]b [MASK] [PAD][UNK]", "<pad> a</s> <extra_id_0>b <extra_id_1> <mask>c", "aaaaabcabcaab thethe  hehe",
+    "\uff41\u0301 a\u0308 qab \u0e33 \r\n ﷺ ½… ①② e\u0301\u0323", "ＡＢＣ ｶﾞ ﾊﾟ \u3099か\u3099", "漢字kanjiかなカナー한글 русский", "``quoted'' `x'", "HELLO|THERE EE", "xxyyzz" * 20,
+    "\u0897\u0628\u0897 \u0600\u0661 \u0600x \u093f\u0915\u093f", "\u1734\u0859\u08e2\u0890a\u110cd \u00adb\u2060c\ue000", "🇩🇪🇫🇷🇺 \u200d👩\u200d👧 ©\ufe0f™\ufe0f",
 ]
 RAW = [b"a\xffb\xfe", b"\xe2\x82 x \xe2\x28 \xf0\x9f\x98 \xed\xa0\x80 \xc0\xaf \xf4\x90\x80\x80", b"\x80\xbf ok \xc3"]
 
 
 def main():
     made = models()
+    made.update(unigrams())
+    made.update(wordpieces())
     cs = configs()
     for c in cs:
         vocab = made[c["model"]]["vocab"]
+        if isinstance(vocab, list):
+            vocab = {t: i for i, (t, _) in enumerate(vocab)}
         extra = 0
         for t in c["added_tokens"]:
             if t["content"] in vocab:
@@ -318,6 +516,9 @@ def main():
         for p in post.get("processors", [post]):
             for t in p.get("special_tokens", {}).values():
                 t["ids"] = [ids.get(n, n) for n in t["ids"]]
+            for end in ["cls", "sep"]:
+                if end in p:
+                    p[end] = [p[end], vocab[p[end]]]
     texts = [{"text": t} for t in TEXTS] + [{"base64": base64.b64encode(r).decode()} for r in RAW]
     for name, value in [("models", made), ("configs", cs), ("texts", texts)]:
         with open(os.path.join(HERE, name + ".json"), "w", encoding="utf-8") as f:

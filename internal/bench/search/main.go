@@ -69,8 +69,8 @@ func (b *bench) run(ctx context.Context, at []string) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Println("| at | method | bytes | of the budget | fitness | test KL, as measured | nats added or top-1 | test KL, in order | nats added or top-1 | evaluations | s |")
-	fmt.Println(strings.Repeat("|---", 11) + "|")
+	fmt.Println("| at | method | bytes | of the budget | fitness | test KL, as measured | nats added or top-1 | test KL, in order | nats added or top-1 | evaluations | s | 95 % of the gain after, s |")
+	fmt.Println(strings.Repeat("|---", 12) + "|")
 	for _, x := range at {
 		budget, err := b.budget(ctx, x)
 		if err != nil {
@@ -166,6 +166,7 @@ type measured struct {
 	bytes, evaluations               float64
 	fitness, seconds                 float64
 	kl, score, klInOrder, scoreAgain float64
+	settled                          float64 // seconds to 95 % of what the search gained
 }
 
 func (b *bench) row(ctx context.Context, x, method string, budget int64) error {
@@ -200,11 +201,12 @@ func (b *bench) row(ctx context.Context, x, method string, budget int64) error {
 	bytes, _ := mean(func(m measured) float64 { return m.bytes })
 	evaluations, _ := mean(func(m measured) float64 { return m.evaluations })
 	seconds, _ := mean(func(m measured) float64 { return m.seconds })
-	fmt.Printf("| %s | %s | %.0f | %.2f %% | %s | %s | %s | %s | %s | %.0f | %.0f |\n", x, method, bytes, 100*bytes/float64(budget),
+	settled, _ := mean(func(m measured) float64 { return m.settled })
+	fmt.Printf("| %s | %s | %.0f | %.2f %% | %s | %s | %s | %s | %s | %.0f | %.0f | %.1f |\n", x, method, bytes, 100*bytes/float64(budget),
 		text(func(m measured) float64 { return m.fitness }),
 		text(func(m measured) float64 { return m.kl }), text(func(m measured) float64 { return m.score }),
 		text(func(m measured) float64 { return m.klInOrder }), text(func(m measured) float64 { return m.scoreAgain }),
-		evaluations, seconds)
+		evaluations, seconds, settled)
 	return nil
 }
 
@@ -218,6 +220,7 @@ func (b *bench) search(ctx context.Context, method string, budget int64, seed in
 		return m, err
 	}
 	m.bytes, m.fitness, m.evaluations = float64(result.Bytes), result.Fitness, float64(len(result.Evaluations))
+	m.settled = settled(result)
 	m.kl, m.score = figures(run)
 	if b.again {
 		if _, run, err = b.find(ctx, "value", method, budget, seed); err != nil {
@@ -243,6 +246,50 @@ func (b *bench) find(ctx context.Context, sequential, method string, budget int6
 	found.Recipes[0].Output.Path = filepath.Join(b.temp, fmt.Sprint(b.count))
 	run, err := found.Run(ctx, 0, o)
 	return &found.Record.Results[0], run, err
+}
+
+// settled returns after how many seconds of its generations a search had 95 % of what
+// it gained. A step's gain is the logarithm of the new parent's fitness over the old
+// one's, both on the last samples of that generation.
+func settled(r *record.SearchResult) float64 {
+	type key struct {
+		generation, stage int
+		levels            string
+	}
+	fitness, last := map[key]float64{}, map[int]int{}
+	for _, e := range r.Evaluations {
+		fitness[key{e.Generation, e.Stage, e.Levels}] = e.Fitness
+		last[e.Generation] = max(last[e.Generation], e.Stage)
+	}
+	gains, sum := make([]float64, len(r.Generations)), 0.0
+	for i := 1; i < len(gains); i++ {
+		g := r.Generations[i]
+		if !g.Improved {
+			continue
+		}
+		old := fitness[key{g.Generation, last[g.Generation], letters(r.Generations[i-1].Levels)}]
+		gains[i] = math.Log(old / fitness[key{g.Generation, last[g.Generation], letters(g.Levels)}])
+		sum += gains[i]
+	}
+	if sum == 0 {
+		return 0
+	}
+	so := 0.0
+	for i, gain := range gains {
+		if so += gain; so >= .95*sum {
+			return r.Generations[i].Seconds - r.Generations[0].Seconds
+		}
+	}
+	return 0
+}
+
+// letters are levels as a record's evaluations have them.
+func letters(levels []int) string {
+	var b strings.Builder
+	for _, l := range levels {
+		b.WriteByte("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[l])
+	}
+	return b.String()
 }
 
 func figures(run *record.Run) (kl, score float64) {

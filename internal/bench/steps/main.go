@@ -24,7 +24,7 @@ import (
 func main() {
 	var b runner
 	flag.StringVar(&b.data, "data", "../shared/data", "folder of real models and data")
-	flag.StringVar(&b.model, "model", "resnet20", "resnet20, resnet56, llm-stories260k or llm-tinystories-656k")
+	flag.StringVar(&b.model, "model", "resnet20", "resnet20, resnet56, mnist-mlp4, mnist-mlp2, llm-stories260k or llm-tinystories-656k")
 	list := flag.String("steps", "", "entries of label=list of steps, divided by ; with $X for the values of -over")
 	over := flag.String("over", "", "values of $X, divided by commas")
 	flag.IntVar(&b.draws, "draws", 1, "calibration draws: 1 takes the first samples, N > 1 draws them with seeds 1 to N")
@@ -53,12 +53,14 @@ func (b *runner) bench(ctx context.Context, list string, over []string) (err err
 		return err
 	}
 	defer os.RemoveAll(b.temp)
+	columns := 10
 	if subject.Language(b.model) {
+		columns = 9
 		fmt.Println("| $X | steps | nats added | ± | KL | bytes | mean layer error | solver s | all s |")
 	} else {
 		fmt.Println("| $X | steps | top-1 | ± | KL | predictions changed | bytes | mean layer error | solver s | all s |")
 	}
-	fmt.Println(strings.Repeat("|---", 9+strings.Count(b.model, "resnet")) + "|")
+	fmt.Println(strings.Repeat("|---", columns) + "|")
 	for _, x := range over {
 		for entry := range strings.SplitSeq(list, ";") {
 			label, steps, found := strings.Cut(entry, "=")
@@ -140,7 +142,11 @@ func (b *runner) run(ctx context.Context, steps string, draw int) (*record.Run, 
 	if b.draws > 1 {
 		on.Calibration += fmt.Sprintf(", seed: %d", draw+1)
 	}
-	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\nsequential: %s\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", b.sequential, on.Calibration, steps, on.Evaluation), "")
+	network := ""
+	if on.Network != "" {
+		network = fmt.Sprintf("model: {network: %s}\n", on.Network)
+	}
+	recipe, err := pipeline.ParseRecipe(fmt.Appendf(nil, "version: 1\n"+network+"sequential: %s\ncalibration: {%s}\nrules: [{match: \"*\", steps: %s}]\nevaluate: {%s}\n", b.sequential, on.Calibration, steps, on.Evaluation), "")
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,19 @@ import (
 )
 
 // Subject is a model with calibration and evaluation data, as mappings of a recipe.
-type Subject struct{ Model, Calibration, Evaluation string }
+type Subject struct {
+	Model, Calibration, Evaluation string
+	Network                        string // a list, where names do not tell the network
+}
+
+// Networks of MNIST, by their files, and as a recipe describes them.
+var (
+	mnist    = map[string]string{"mnist-mlp4": "ahmedsaid_mlp.pt", "mnist-mlp2": "tinygrad_mlp.safetensors"}
+	networks = map[string]string{
+		"mnist-mlp4": "[{linear: fc1}, relu, {linear: fc2}, relu, {linear: fc3}, relu, {linear: fc4}]",
+		"mnist-mlp2": "[{linear: l1}, leaky_relu, {linear: l2}]",
+	}
+)
 
 // Options of Find.
 type Options struct {
@@ -21,8 +33,8 @@ type Options struct {
 // text is how documents become tokens for the second language model.
 const text = `format: text, text: {separator: "<|endoftext|>", strip: true, min_chars: 51, length: 512, skip_long: true, bos: 1, prefix: false}`
 
-// Find returns resnet20, resnet56, …, llm-stories260k or llm-tinystories-656k in a
-// folder.
+// Find returns resnet20, resnet56, …, mnist-mlp4, mnist-mlp2, llm-stories260k or
+// llm-tinystories-656k in a folder.
 func Find(data, model string, o Options) (Subject, error) {
 	at := func(parts ...string) string {
 		return fmt.Sprintf("%q", filepath.Join(append([]string{data}, parts...)...))
@@ -44,6 +56,17 @@ func Find(data, model string, o Options) (Subject, error) {
 			s.Evaluation = s.Calibration + ", subset: [300, 500]"
 		}
 		s.Calibration += fmt.Sprintf(", subset: [0, 300], samples: %d", o.Documents)
+		return s, nil
+	}
+	if path, ok := mnist[model]; ok {
+		train := "data: " + at("mnist", "train3678-images-idx3-ubyte") + ", format: idx"
+		s.Model = filepath.Join(data, "mnist-models", path)
+		s.Network = networks[model]
+		s.Calibration = train + ", subset: [0, 3000]"
+		s.Evaluation = "data: " + at("mnist", "t10k-images-idx3-ubyte.gz") + ", format: idx"
+		if o.Tune {
+			s.Evaluation = train + ", subset: [3000, 3678]"
+		}
 		return s, nil
 	}
 	models, err := filepath.Glob(filepath.Join(data, "resnet-cifar10", model+"-*.th"))

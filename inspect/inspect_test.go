@@ -287,7 +287,7 @@ func TestArchitecture(t *testing.T) {
 		t.Fatal(err)
 	}
 	for config, want := range map[string]string{
-		`{"model_type": "bert"}`: "bert: fettle cannot run this architecture",
+		`{"model_type": "mamba"}`: "mamba: fettle cannot run this architecture",
 		`{"model_type": 7}`:      ": model: as : config: config.json cannot be read",
 		`{}`:                     ":",
 	} {

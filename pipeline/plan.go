@@ -316,10 +316,6 @@ func (r *Recipe) modelOptions(config []byte) model.Options {
 	}
 }
 
-func buildGraph(tensors []loader.Tensor, r *Recipe, config []byte) (*model.Graph, error) {
-	return buildWith(tensors, r, config, nil)
-}
-
 // buildWith builds the model's graph. Where no builder knows the model, and the
 // recipe names none, it is one of layers alone.
 func buildWith(tensors []loader.Tensor, r *Recipe, config []byte, groups map[string]int) (*model.Graph, error) {

@@ -288,8 +288,8 @@ func TestArchitecture(t *testing.T) {
 	}
 	for config, want := range map[string]string{
 		`{"model_type": "mamba"}`: "mamba: fettle cannot run this architecture",
-		`{"model_type": 7}`:      ": model: as : config: config.json cannot be read",
-		`{}`:                     ":",
+		`{"model_type": 7}`:       ": model: as : config: config.json cannot be read",
+		`{}`:                      ":",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 			t.Fatal(err)

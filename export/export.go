@@ -116,6 +116,15 @@
 // stored as survivors, and rank, type and bits of the factors. A reader that ignores
 // that key takes a weight with factors for one without.
 //
+// # What is compressed already
+//
+// Weights that the checkpoint holds compressed (Input.Source) keep their tensors, bytes
+// and config group. Layouts of compressed-tensors that fettle does not write itself, and
+// those of GPTQ and AWQ, are read too: see Open and Decode. The group of a weight in the
+// latter has a format that no other reader knows: "gptq" (zero points stored less one),
+// "gptq_v2" (as they are) or "awq". Only where nothing else is compressed or has a layout
+// of its own is the source's quantization_config written as it came.
+//
 // # Dense output
 //
 // One safetensors or PyTorch file with the original's names, shapes and dtypes,

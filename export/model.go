@@ -91,16 +91,15 @@ const quantizeName = "quantize_config.json"
 
 // Decode returns an open checkpoint as one of weights that are compressed; nil where
 // the config.json beside it says of none. It reads headers and small tensors alone.
-// The checkpoint must stay open; Close closes it. Errors are those of Open.
+// Of a file of another name than Hugging Face's that looks uncompressed, what lies
+// beside it says nothing. The checkpoint must stay open; Close closes it. Errors are those of Open.
 func Decode(file *loader.Checkpoint) (*Model, error) {
-	dir := file.Path()
+	dir, name := file.Path(), ModelName
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		// What stands beside a file may be of the folder's other files: dense.pt is
-		// none of what config.json describes.
-		if base := filepath.Base(dir); base != ModelName && base != IndexName && missingConfig(file) == nil {
-			return nil, nil
-		}
-		dir = filepath.Dir(dir)
+		dir, name = filepath.Split(dir)
+	}
+	if name != ModelName && name != IndexName && !looksCompressed(file) {
+		return nil, nil // a file of its own, such as what Dense writes
 	}
 	text, err := readFile(filepath.Join(dir, ConfigName))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -128,6 +127,13 @@ func Decode(file *loader.Checkpoint) (*Model, error) {
 		return nil, fmt.Errorf("%s: %w", file.Path(), err)
 	}
 	return m, nil
+}
+
+// looksCompressed reports whether a file has tensors that only compressed weights have.
+func looksCompressed(file *loader.Checkpoint) bool {
+	return slices.ContainsFunc(file.Tensors(), func(t loader.Tensor) bool {
+		return slices.ContainsFunc([]string{packedSuffix, scaleSuffix, ".qweight", ctCompressed}, func(end string) bool { return strings.HasSuffix(t.Name, end) })
+	})
 }
 
 // says reports whether a config.json says that weights are compressed. One that cannot

@@ -23,15 +23,17 @@ import (
 // storedModels are the folders of testdata/make_stored.py, with what is said of their
 // weights.
 var storedModels = map[string][]string{
-	"gptq":            {"GPTQ 4 bits g16"},
-	"gptq-act-order":  {"GPTQ 4 bits g16 act-order"},
-	"gptq-3bit":       {"GPTQ 3 bits per channel"},
-	"gptq-dynamic":    {"GPTQ 2 bits g16", "GPTQ 2 bits g32", "GPTQ 8 bits g16"},
-	"gptq-gpt2":       {"GPTQ 4 bits g16"},
-	"awq":             {"AWQ 4 bits g16"},
-	"pack-quantized":  {"pack-quantized 4 bits g16", "pack-quantized 8 bits g32 act-order"},
-	"int-quantized":   {"int-quantized 8 bits g16", "int-quantized 8 bits in blocks of 16×11", "int-quantized 8 bits per channel", "int-quantized 8 bits per tensor"},
-	"float-quantized": {"FP8 in blocks of 16×64", "FP8 per channel", "FP8 per tensor"},
+	"gptq":              {"GPTQ 4 bits g16"},
+	"gptq-act-order":    {"GPTQ 4 bits g16 act-order"},
+	"gptq-3bit":         {"GPTQ 3 bits per channel"},
+	"gptq-dynamic":      {"GPTQ 2 bits g16", "GPTQ 2 bits g32", "GPTQ 8 bits g16"},
+	"gptq-gpt2":         {"GPTQ 4 bits g16"},
+	"awq":               {"AWQ 4 bits g16"},
+	"pack-quantized":    {"pack-quantized 4 bits g16", "pack-quantized 8 bits g32 act-order"},
+	"int-quantized":     {"int-quantized 8 bits g16", "int-quantized 8 bits in blocks of 16×11", "int-quantized 8 bits per channel", "int-quantized 8 bits per tensor"},
+	"sparse-bitmask":    nil, // as each says how much is pruned
+	"sparse-24-bitmask": {"values in F16, 50 % pruned (bitmask)"},
+	"float-quantized":   {"FP8 in blocks of 16×64", "FP8 per channel", "FP8 per tensor"},
 }
 
 // copyStored copies such a folder, so that it can be changed.
@@ -131,7 +133,7 @@ func TestStored(t *testing.T) {
 				bytes += x.StoredBytes()
 			}
 			slices.Sort(got)
-			if got = slices.Compact(got); !slices.Equal(got, encodings) {
+			if got = slices.Compact(got); encodings != nil && !slices.Equal(got, encodings) {
 				t.Errorf("weights are said to be %q, want %q", got, encodings)
 			}
 			var all int64
@@ -466,4 +468,70 @@ func FuzzStored(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestStoredFile: a file alone is read by the config beside it, but not one of plain
+// weights under another name.
+func TestStoredFile(t *testing.T) {
+	dir := copyStored(t, "gptq")
+	odd := filepath.Join(dir, "gptq_model-4bit-16g.safetensors")
+	if err := os.Rename(filepath.Join(dir, ModelName), odd); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, odd} {
+		if err := readStored(path); err != nil {
+			t.Error(err)
+		}
+	}
+	m, _, err := openStored(odd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	view, err := m.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dense(context.Background(), dir, Safetensors, Input{Checkpoint: view, Source: m}); err != nil {
+		t.Fatal(err)
+	}
+	dense := open(t, filepath.Join(dir, Safetensors.FileName()))
+	if found, err := Decode(dense); found != nil || err != nil {
+		t.Errorf("the dense file: %v, %v", found, err)
+	}
+	const up = "model.layers.0.mlp.up_proj.weight"
+	if !slices.Equal(read(t, dense, up), read(t, view, up)) {
+		t.Error("the dense file has other values")
+	}
+}
+
+// TestStoredShares: what parts of a size are said to take is at least the size, and
+// little more.
+func TestStoredShares(t *testing.T) {
+	for name := range storedModels {
+		m, view, err := openStored(filepath.Join("testdata", "stored", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		size, err := CompressedTensorsSize(Input{Checkpoint: view, Source: m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shares := Shares{Checkpoint: view, Source: m, Limit: size}
+		sum, err := shares.Frame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range view.Tensors() {
+			n, err := shares.Kept(x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+		if sum < size || sum > size+size/50+400 {
+			t.Errorf("%s: shares of %d bytes in sum, %d written", name, sum, size)
+		}
+	}
 }

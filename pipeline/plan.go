@@ -265,34 +265,37 @@ func openModel(ctx context.Context, r *Recipe) (*original, error) { return openW
 // openWith opens the recipe's model; a file of moments may tell the groups of
 // convolutions. Weights that are stored compressed are tensors that are decoded as they
 // are read.
-func openWith(ctx context.Context, r *Recipe, groups map[string]int) (o *original, err error) {
+func openWith(ctx context.Context, r *Recipe, groups map[string]int) (*original, error) {
 	if r.Model.Path == "" {
 		return nil, &RecipeError{File: r.file, Where: "model.path", Reason: "is missing; name the checkpoint there or on the command line"}
 	}
-	o = &original{config: sourceConfig(r.Model.Path)}
-	if o.files, err = loader.Open(ctx, r.Model.Path); err != nil {
+	files, err := loader.Open(ctx, r.Model.Path)
+	if err != nil {
 		return nil, err
 	}
-	files := o.files
-	defer func() {
-		if err != nil {
-			_ = files.Close() // only read from
-		}
-	}()
+	o := &original{files: files, ckpt: files, config: sourceConfig(r.Model.Path)}
+	if err := o.build(r, groups); err != nil {
+		_ = files.Close() // only read from
+		return nil, err
+	}
+	return o, nil
+}
+
+// build finds how the files store weights, and the graph.
+func (o *original) build(r *Recipe, groups map[string]int) (err error) {
 	if o.stored, err = export.Decode(o.files); err != nil {
-		return nil, err
+		return err
 	}
-	o.ckpt = o.files
 	if o.stored != nil {
 		if o.ckpt, err = o.stored.View(); err != nil {
-			return nil, err
+			return err
 		}
 		if o.config, err = o.stored.SourceConfig(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	o.graph, err = buildWith(o.ckpt.Tensors(), r, o.config, groups)
-	return o, err
+	return err
 }
 
 // sourceConfig returns the config.json of a model's folder; nil for a file, and

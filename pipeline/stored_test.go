@@ -197,6 +197,10 @@ func TestStoredByOthers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			view, err := m.View()
+			if err != nil {
+				t.Fatal(err)
+			}
 			dense := map[string]bool{"lm_head": true}
 			if e.Name() == "gptq-gpt2" { // whose head is tied
 				dense = nil
@@ -222,7 +226,8 @@ func TestStoredByOthers(t *testing.T) {
 				t.Errorf("compressed again: %d layers, KL %v", len(run.Layers), l.KL)
 			}
 			for _, l := range run.Layers {
-				if l.Bits != 8 || l.SourceBytes >= 2*l.Parameters && m.Quantized(l.Weight) && l.Name != "lm_head" && !strings.Contains(l.Name, "down_proj") {
+				was, _ := view.Lookup(l.Weight)
+				if l.Bits != 8 || l.SourceBytes != was.StoredBytes() || (was.Decoded() == nil) != (l.SourceBytes == 2*l.Parameters) {
 					t.Errorf("%s: %d bits, %d bytes in the source", l.Name, l.Bits, l.SourceBytes)
 				}
 			}
@@ -275,5 +280,30 @@ func TestStoredRemoved(t *testing.T) {
 	}
 	if kept != 4 || len(run.Layers) != 0 || !strings.Contains(string(config), `"quant_method": "gptq"`) {
 		t.Errorf("%d weights kept, %d compressed; %s", kept, len(run.Layers), config)
+	}
+}
+
+// TestStoredSearch: a search among what is not stored compressed, which counts what is,
+// and one that may compress it again.
+func TestStoredSearch(t *testing.T) {
+	r := storedRecipe(t, storedFolder("pack-quantized"), `rules: [{match: "*", steps: [{quantize: {method: nearest}}], levels: [{bits: [3, 4, 8]}]}]
+search: {fit: 17KB, method: dp}
+`)
+	run := mustRun(t, r, pipeline.Options{})
+	if len(run.Layers) != 1 || run.Layers[0].Name != "lm_head" || run.Output.WeightBytes > 17000 {
+		t.Errorf("%d layers, %d bytes", len(run.Layers), run.Output.WeightBytes)
+	}
+	r = storedRecipe(t, storedFolder("pack-quantized"), `rules: [{match: "*", requantize: true, steps: [{quantize: {method: nearest}}], levels: [{keep: true}, {bits: [2, 3, 4, 8]}]}]
+search: {fit: 13KB, method: dp}
+`)
+	run = mustRun(t, r, pipeline.Options{})
+	kept := 0
+	for _, k := range run.Kept {
+		if k.Stored != "" {
+			kept++
+		}
+	}
+	if kept == 0 || len(run.Layers) < 2 || run.Output.WeightBytes > 13000 {
+		t.Errorf("%d layers kept, %d compressed, %d bytes", kept, len(run.Layers), run.Output.WeightBytes)
 	}
 }

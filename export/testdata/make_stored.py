@@ -169,6 +169,26 @@ class Model:
         wide = self.spread(s, raw.shape, strategy)
         self.put(name, parts, F8(raw).values().astype(np.float32) * wide.astype(np.float32))
 
+    def survivors(self, name, of_four):
+        """compressed-tensors' sparse-bitmask, and sparse-24-bitmask for 2 of each 4."""
+        values = self.stored[name].copy()
+        if of_four:
+            order = self.rng.permuted(np.tile(np.arange(4), (values.size // 4, 1)), axis=1)
+            keep = (order < 2).reshape(values.shape)
+        else:
+            keep = self.rng.random(values.shape) < .4
+        values[~keep] = 0
+        module, shape = name[: -len(".weight")], np.array(values.shape, np.int64)
+        parts = {module + ".compressed": values[keep], module + ".bitmask": np.packbits(keep, axis=1, bitorder="little"),
+                 module + ".shape": shape}
+        if of_four:
+            parts[module + ".compressed"] = values[keep].reshape(len(values), -1)
+            parts[module + ".shape"] = shape.reshape(2, 1)
+        else:
+            counts = keep.sum(1)
+            parts[module + ".row_offsets"] = (np.cumsum(counts) - counts).astype(np.int64)
+        self.put(name, parts, values.astype(np.float32))
+
     @staticmethod
     def spread(v, shape, strategy):
         if strategy == "tensor":
@@ -302,6 +322,16 @@ def main():
               group(["re:.*[vo]_proj"], "float", 8, True, "tensor", inputs=static),
               group(["Linear"], "float", 8, True, "block", block_structure=[16, 64])]
     write(folder, "float-quantized", {**llama, "quantization_config": compressed("float-quantized", groups, ["lm_head"])}, m, forward)
+
+    # What pruning leaves, and a mask.
+    for seed, format in enumerate(["sparse-bitmask", "sparse-24-bitmask"], 10):
+        m = fresh(seed)
+        for name in attention[:2] + mlp:
+            m.survivors(name, "24" in format)
+        config = compressed("dense", [], [])
+        config["sparsity_config"] = {"format": format, "targets": ["Linear"], "ignore": ["lm_head"], "global_sparsity": .5,
+                                     "sparsity_structure": "2:4" if "24" in format else "unstructured"}
+        write(folder, format, {**llama, "quantization_config": config}, m, forward)
 
 
 if __name__ == "__main__":
